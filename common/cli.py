@@ -1,0 +1,81 @@
+"""Command-line habits shared by the scripts: argument types, exit codes, signals that stop."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from common.errors import UserError
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's ``main`` and leave with its exit code: 0 done, 1 failed with one sentence, 130/143 by a signal."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code or 0)
+
+
+def terminate_like_interrupt() -> None:
+    """Let SIGTERM leave through the same clean-up as SIGINT, with exit code 143. For stages that hold no state in memory."""
+
+    def stop(signum, frame):
+        sys.exit(128 + signum)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _number(text: str, kind: type, accept: Callable[[float], bool], wanted: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+    if not math.isfinite(value) or not accept(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Argument type: a whole number of at least 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    """Argument type: a whole number of at least 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    return _number(text, float, lambda value: value > 0, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Argument type: a finite number of at least 0."""
+    return _number(text, float, lambda value: value >= 0, "a number of at least 0")
+
+
+def fraction(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def existing_folder(path: Path, what: str, way_out: str) -> Path:
+    """Return ``path`` when it is a folder; raise UserError naming ``what`` it should hold and the ``way_out`` otherwise."""
+    if not path.exists():
+        raise UserError(f"{what} not found: {path} does not exist; {way_out}")
+    if not path.is_dir():
+        raise UserError(f"{what} not found: {path} is a file, not a folder; {way_out}")
+    return path

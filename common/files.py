@@ -1,0 +1,53 @@
+"""Files that are whole or absent: temporary file in the same folder, flushed, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from common.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
+    """Open a temporary file beside ``path``; on success flush it to the disk and rename it over ``path``.
+
+    When the block raises, or the process dies, ``path`` is as it was before. ``durable=False`` skips the
+    fsync: enough for files that a next run can make again. The file gets the user's umask.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 so that ``path`` is whole or as it was."""
+    with replacing(path, "w") as file:
+        file.write(text)
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """Join a path that came from a file or a server to ``folder``; raise UserError when it would leave the folder."""
+    pure = PurePosixPath(relative)
+    if not relative or pure.is_absolute() or ".." in pure.parts or "\\" in relative or "\0" in relative:
+        raise UserError(f"{relative!r} is not a path inside {folder}; the file that names it is damaged or not ours")
+    return Path(folder).joinpath(*pure.parts)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

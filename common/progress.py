@@ -1,0 +1,39 @@
+"""Progress for people: a bar on a terminal, plain timestamped lines under nohup or in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """Print one line to stdout at once, without tearing a bar that is on the terminal."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def track(items: Iterable[Item], what: str, total: int | None = None, unit: str = "") -> Iterator[Item]:
+    """Yield ``items`` and show how far it is: a bar on a terminal, else a line about every ten seconds and at the end."""
+    if total is None:
+        total = len(items)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit=f" {unit}" if unit else "it", dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if done == total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            seconds = now - start
+            left = seconds / done * (total - done)
+            say(f"{time.strftime('%H:%M:%S')} {what}: {done}/{total} {unit} in {seconds:.0f} s, about {left:.0f} s left")
