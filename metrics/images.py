@@ -1,0 +1,65 @@
+"""Sets of images in memory, with what is known about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.progress import track
+
+DECODE_ERRORS = (OSError, ValueError, SyntaxError)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size, and one entry an image in every other field.
+
+    images: (N, S, S, 3) uint8. names: for people. labels, providers: "" where unknown. groups: the slide; images of one slide are
+    not independent.
+    """
+
+    images: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray
+    providers: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, chosen: np.ndarray) -> ImageSet:
+        """The images at these indices, or where this mask is true."""
+        return ImageSet(*(getattr(self, name)[chosen] for name in ("images", "names", "labels", "providers", "groups")))
+
+
+def image_set(images: np.ndarray, labels: Sequence[str] | None = None, names: Sequence[str] | None = None) -> ImageSet:
+    """Images that came from no slides: each its own group, without provider."""
+    count = len(images)
+    own = np.array([str(index) for index in range(count)])
+    empty = np.array([""] * count)
+    return ImageSet(images, own if names is None else np.array(names), empty if labels is None else np.array(labels), empty, own)
+
+
+def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray], size: int, what: str) -> np.ndarray:
+    """All files through ``decode(path, size)``, two at a time: (N, size, size, 3) uint8. Raises UserError naming a file that fails."""
+
+    def one(path: Path) -> np.ndarray:
+        try:
+            return decode(path, size)
+        except DECODE_ERRORS as error:
+            raise UserError(f"{path} is not a readable image ({error}); remove it or run check_data.py") from error
+
+    with ThreadPoolExecutor(2) as pool:
+        return np.stack(list(track(pool.map(one, paths), what, total=len(paths), unit="images")))
+
+
+def choose(count: int, limit: int, seed: int) -> np.ndarray:
+    """Sorted indices of at most ``limit`` of ``count`` things, drawn without replacement; all of them when they fit."""
+    if count <= limit:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))

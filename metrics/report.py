@@ -1,0 +1,60 @@
+"""report.html and metrics.json of an evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from common.files import write_text
+from common.html import render
+from metrics.section import Section
+
+_TEMPLATE = """{% extends "page.html" %}
+{% block body %}
+<p class="soft">{{ subtitle }}</p>
+<section><h2>What this evaluation objects to</h2>
+{% if findings %}
+<ul>{% for finding in findings %}<li class="bad">{{ finding.text }} <span class="soft">({{ finding.test }}: {{ "%.3g"|format(finding.value) }},
+limit {{ "%.3g"|format(finding.limit) }})</span></li>{% endfor %}</ul>
+{% else %}<p class="good">Nothing: none of the tests below found a fault.</p>{% endif %}
+{% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
+</section>
+{% for section in sections %}
+<section id="{{ section.name }}"><h2>{{ section.title }}</h2><p class="soft">{{ section.explanation }}</p>
+{% for table in section.tables %}
+<figure><figcaption>{{ table.caption }}</figcaption><table><tr>{% for name in table.columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></figure>
+{% endfor %}
+{% for caption, address in section.figures %}
+<figure><img src="{{ address }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}
+</section>
+{% endfor %}
+<section><h2>How this was measured</h2><table>
+{% for name, value in settings.items() %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}
+</table></section>
+{% endblock %}"""
+
+
+def write_report(folder: Path, title: str, settings: dict, notes: list[str], sections: list[Section]) -> None:
+    """Write ``folder``/metrics.json and ``folder``/report.html. settings: how it was measured. notes: what could not be."""
+    findings = [finding for section in sections for finding in section.findings]
+    numbers = {section.name: section.numbers for section in sections}
+    record = {"settings": settings, "notes": notes, "findings": [vars(finding) for finding in findings], **numbers}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "metrics.json", json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    subtitle = f"{settings['generated']} · {settings['number generated']} images at {settings['compared at']}"
+    page = render(_TEMPLATE, title, subtitle=subtitle, findings=findings, notes=notes, sections=sections, settings=settings)
+    write_text(folder / "report.html", page)
+
+
+def _plain(value):
+    """The same with what JSON knows: numpy scalars become numbers, what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
