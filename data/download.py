@@ -1,0 +1,345 @@
+"""The download as a whole: what is wanted, what is missing, which way to take, several files at once, never losing a byte."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.files import inside, write_text
+from common.progress import say
+from data.kaggle import AbsentError, Kaggle
+from data.ledger import Ledger
+from data.panda import SlideRecord, read_train_csv
+from data.sources import Bundle, NotRangedError, SingleFiles, check_content, settle
+from data.subset import choose
+from data.transfer import Address, DamagedError, GaveUpError, Line, PartFile, StoppedError
+
+FEW_FILES = 60  # up to here single files stay well below Kaggle's rate limit, which has been met after about a hundred
+TRIES_PER_FILE = 3  # how often a file may arrive damaged
+LISTING = ".kaggle_listing.json"
+LISTING_DAYS = 7.0
+SPARE_DISK = 200_000_000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user wants. num_slides, grades, providers, ids: None for all. masks: with their label masks."""
+
+    num_slides: int | None = None
+    grades: tuple[int, ...] | None = None
+    providers: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
+    masks: bool = True
+    include_bad: bool = False
+    seed: int = 0
+
+    @property
+    def everything(self) -> bool:
+        """Whether no slide is left out."""
+        return self.num_slides is None and self.grades is None and self.providers is None and self.ids is None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """files: name -> size of all that is wanted, in order. bad: left out, id -> reason. absent: chosen, but not in the listing."""
+
+    files: dict[str, int]
+    slides: list[SlideRecord]
+    bad: dict[str, str]
+    absent: list[str]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Only one download fills a folder at a time; a second one waits for the first and then finds most of it done."""
+    lock = filelock.FileLock(Path(folder) / ".download.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"another download is filling {folder}; waiting for it to end")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def image_name(slide_id: str) -> str:
+    """Name of a slide in the competition and below the data folder."""
+    return f"train_images/{slide_id}.tiff"
+
+
+def mask_name(slide_id: str) -> str:
+    """Name of a slide's label mask in the competition and below the data folder."""
+    return f"train_label_masks/{slide_id}_mask.tiff"
+
+
+def read_listing(kaggle: Kaggle, folder: Path, fresh: bool = False, keep: bool = True) -> dict[str, int]:
+    """Name -> size of all files of the competition, kept in ``folder`` for some days.
+
+    fresh: ask Kaggle in any case. keep: write it down. Raises UserError for a name that would leave the folder.
+    """
+    cache = Path(folder) / LISTING
+    if not fresh and cache.exists() and time.time() - cache.stat().st_mtime < LISTING_DAYS * 86400:
+        with contextlib.suppress(ValueError, OSError):
+            return {str(name): int(size) for name, size in json.loads(cache.read_text("utf-8")).items() if inside(folder, name)}
+    listing = kaggle.list_files()
+    for name in listing:
+        inside(folder, name)
+    if keep:
+        write_text(cache, json.dumps(listing, indent=0))
+    return listing
+
+
+def make_plan(listing: dict[str, int], records: list[SlideRecord], selection: Selection) -> Plan:
+    """Names and sizes of what ``selection`` asks for; tables first, then slide after slide, each followed by its mask."""
+    slides, bad = choose(
+        records,
+        selection.num_slides,
+        selection.grades,
+        selection.providers,
+        selection.ids,
+        selection.include_bad or selection.everything,
+        selection.seed,
+    )
+    if not slides:
+        raise UserError("no slide is left after --grades, --providers and --ids; widen them")
+    absent = [record.slide_id for record in slides if image_name(record.slide_id) not in listing]
+    slides = [record for record in slides if image_name(record.slide_id) in listing]
+    names = [name for name in listing if "/" not in name] if selection.everything else ["train.csv"]
+    for record in slides:
+        names += [image_name(record.slide_id), *([mask_name(record.slide_id)] if selection.masks else [])]
+    if selection.everything:  # whatever else Kaggle lists
+        names += [name for name in listing if selection.masks or not name.startswith("train_label_masks/")]
+    return Plan({name: listing[name] for name in names if name in listing}, slides, bad, absent)
+
+
+class Downloader:
+    """Fetches files of one competition into ``folder``, which must be ``locked``. Say what is wrong, or nothing was lost."""
+
+    def __init__(self, kaggle: Kaggle, line: Line, folder: Path, workers: int):
+        self.ledger = Ledger(folder)
+        self._line, self.folder, self._workers = line, Path(folder), workers
+        self._kaggle, self._singles, self._bundle = kaggle, SingleFiles(line, kaggle.sign_file), None
+        # A worker holds a connection while it receives; checking and flushing go on beside the next file.
+        self._connections = threading.Semaphore(workers)
+
+    def choose_way(self, count: int) -> str:
+        """Open the bundle when ``count`` files are many; return the way to be taken, for the user."""
+        if count <= FEW_FILES:
+            return "single files (few enough for Kaggle's rate limit)"
+        try:
+            self._bundle = Bundle(self._line, Address(self._kaggle.sign_bundle))
+        except (NotRangedError, GaveUpError) as error:
+            return f"single files, as fast as Kaggle's rate limit allows ({error})"
+        return "ranges of the competition's bundle (one address, no rate limit per file)"
+
+    def speed(self, files: dict[str, int]) -> float:
+        """Bytes a second of one connection, measured on at most 8 MiB or a hundredth of ``files``."""
+        size = min(8 << 20, max(1 << 16, sum(files.values()) // 100))
+        name = max(files, key=files.get)
+        start, before = time.monotonic(), self._line.received
+        (self._bundle or self._singles).probe(name, min(size, files[name]))
+        return (self._line.received - before) / max(time.monotonic() - start, 1e-3)
+
+    def missing(self, files: dict[str, int]) -> dict[str, int]:
+        """The files that have not arrived whole."""
+        return {name: size for name, size in files.items() if not self.ledger.has(name, size)}
+
+    def bytes_to_come(self, files: dict[str, int]) -> int:
+        """Bytes of ``files`` less what their half files already hold."""
+        return sum(max(0, size - PartFile(inside(self.folder, name)).size) for name, size in files.items())
+
+    def fetch(self, name: str, size: int) -> int:
+        """Make one file whole; return its CRC-32. Not entered in the ledger. Raises GaveUpError, RefusedError or UserError."""
+        final = inside(self.folder, name)
+        known = self._bundle.members[name].crc if self._bundle and name in self._bundle.members else None
+        entry = self.ledger.entries.get(name)
+        if final.is_file() and (entry is None or entry.state == "whole"):  # there before us, or the ledger's line was lost
+            with contextlib.suppress(DamagedError):
+                return check_content(final, name, size, known)
+        part = PartFile(final)
+        for attempt in range(1, TRIES_PER_FILE + 1):
+            with self._connections:
+                self._pull(name, size, part)
+            try:
+                return settle(part, name, size)
+            except DamagedError as problem:
+                self._line.log(f"{name}: {problem}; fetching it again ({attempt} of {TRIES_PER_FILE})")
+                reason = problem
+        raise GaveUpError(f"{name}: {reason}, {TRIES_PER_FILE} times; run the command again later")
+
+    def _pull(self, name: str, size: int, part: PartFile) -> None:
+        bundle = self._bundle
+        if bundle and name in bundle.members:
+            try:
+                return bundle.pull(name, size, part)
+            except NotRangedError as error:
+                self._line.log(f"{error}; going on with single files")
+                self._bundle = None
+        return self._singles.pull(name, size, part)
+
+    def fetch_all(self, files: dict[str, int]) -> Iterator[tuple[str, int | UserError]]:
+        """Fetch ``files``, several at once; yield (name, CRC-32 or what was wrong) as they end, after entering them in the ledger.
+
+        One file that cannot be had does not stop the rest; several in a row, or a refusal, do.
+        """
+        failed_in_a_row = 0
+        for name, outcome in side_by_side(files.items(), lambda item: self.fetch(*item), self._workers + 1, self._line):
+            if isinstance(outcome, int):
+                self.ledger.enter(name[0], name[1], outcome)
+                failed_in_a_row = 0
+            else:
+                failed_in_a_row += not isinstance(outcome, AbsentError)
+                if not isinstance(outcome, GaveUpError) or failed_in_a_row > max(2, self._workers):
+                    raise outcome
+            yield name[0], outcome
+
+    def train_csv(self, listing: dict[str, int]) -> list[SlideRecord]:
+        """Rows of train.csv, fetched first when it is not there: it decides what else is wanted."""
+        if "train.csv" not in listing:
+            raise UserError("Kaggle's file list has no train.csv; it may be incomplete today, try again later")
+        there = self.folder / "train.csv"
+        if there.exists() and "train.csv" not in self.ledger.entries and there.stat().st_size != listing["train.csv"]:
+            raise UserError(f"{there} is not Kaggle's; move it away or give another --data_dir")
+        for _, outcome in self.fetch_all(self.missing({"train.csv": listing["train.csv"]})):
+            if isinstance(outcome, UserError):
+                raise outcome
+        return read_train_csv(self.folder / "train.csv")
+
+
+def side_by_side(items: Iterable, work: Callable, threads: int, line: Line) -> Iterator[tuple]:
+    """Yield (item, result or UserError) of ``work(item)`` as they end. Bugs are raised. Leaving early stops the threads.
+
+    Daemon threads: a stalled connection must not keep a stopped program alive, and a half file is whole at any moment.
+    """
+    waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
+    items = list(items)
+    for item in items:
+        waiting.put(item)
+
+    def run():
+        while not line.stop.is_set():
+            try:
+                item = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((item, work(item)))
+            except StoppedError:
+                return
+            except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+                done.put((item, error))
+
+    pool = [threading.Thread(target=run, daemon=True) for _ in range(min(threads, len(items)))]
+    for thread in pool:
+        thread.start()
+    try:
+        for _ in items:
+            item, outcome = done.get()
+            if isinstance(outcome, BaseException) and not isinstance(outcome, UserError):
+                raise outcome
+            yield item, outcome
+    finally:
+        line.stop.set()
+        for thread in pool:
+            thread.join(timeout=2.0)
+        line.stop.clear()
+
+
+def check_disk(folder: Path, needed: int, files: dict[str, int], free: int | None = None) -> None:
+    """Raise UserError with the way out when the disk of ``folder`` cannot hold ``needed`` more bytes."""
+    free = shutil.disk_usage(folder).free if free is None else free
+    spare = min(SPARE_DISK, needed // 20)
+    if needed + spare <= free:
+        return
+    pairs = sum(name.startswith("train_images/") for name in files)
+    fit = max(0, int(pairs * (free - spare) / max(needed, 1)))
+    smaller = f"--num_slides {fit} would fit, " if fit else ""
+    raise UserError(
+        f"{gigabytes(needed)} are to come and {folder} has {gigabytes(free)} free; {smaller}"
+        "--stream needs a few GB for any number of slides, or give another --data_dir"
+    )
+
+
+def gigabytes(size: float) -> str:
+    """A size for people, in decimal units."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """What the user sees: events in ``log_path`` (None: no log) and on stdout; bytes as a bar on a terminal, else as lines."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, log_path: Path | None):
+        self._file = None
+        if log_path is not None:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(log_path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open for the whole run
+        self._lock, self._bar = threading.Lock(), None
+        self._total = self._bytes = self._files = self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def log(self, text: str) -> None:
+        """One event: timestamped in the log, plain on stdout."""
+        with self._lock:
+            if self._file is not None:
+                self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            say(text)
+
+    def start(self, total: int, files: int) -> None:
+        """Begin to count towards ``total`` bytes in ``files`` files."""
+        self._total, self._files, self._start = total, files, time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="download", dynamic_ncols=True, smoothing=0.05)
+
+    def on_bytes(self, count: int) -> None:
+        """Enter received bytes. Called from any thread."""
+        with self._lock:
+            self._bytes += count
+            if self._bar is not None:
+                self._bar.update(count)
+            due = self._total and self._bar is None and time.monotonic() - self._last >= self.SECONDS_BETWEEN_LINES
+            if due:
+                self._last = time.monotonic()
+        if due:
+            self.log(self._status())
+
+    def file_done(self) -> None:
+        """Enter one file that arrived."""
+        self._done += 1
+
+    def _status(self) -> str:
+        rate = self._bytes / max(time.monotonic() - self._start, 1e-3)
+        left = duration(max(0, self._total - self._bytes) / max(rate, 1.0))
+        come = f"{gigabytes(self._bytes)} of {gigabytes(self._total)}"
+        return f"{self._done}/{self._files} files, {come}, {gigabytes(rate)}/s, {left} left"
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
