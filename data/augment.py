@@ -1,0 +1,90 @@
+"""What happens to a patch between the disk and the networks.
+
+Flips and quarter turns are true symmetries of tissue and cost nothing, so they are on. Everything else changes what a patch looks
+like, and a generator paints what it is shown: free rotation, elastic deformation, colour, stain and noise are off unless asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tv
+
+from data.stain import jitter_stain
+
+ELASTIC_SIGMA = 0.06  # smoothness of the elastic field, as a share of the image's side: bends glands, leaves nuclei round
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the augmentation of training patches; 0 switches a kind off.
+
+    flips: probability of each of the two mirror images. quarter_turns: probability of a turn by 90, 180 or 270 degrees. rotation:
+    largest free rotation in degrees, 0..45. color_jitter: relative change of brightness, contrast and saturation (hue moves by a
+    tenth of it), 0..1. elastic: root mean square displacement in pixels. noise: standard deviation in grey levels of 255.
+    stain_jitter: relative change of each stain in optical density, 0..1.
+    """
+
+    flips: float = 0.5
+    quarter_turns: float = 0.75
+    rotation: float = 0.0
+    color_jitter: float = 0.0
+    elastic: float = 0.0
+    noise: float = 0.0
+    stain_jitter: float = 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain types only, for the checkpoint."""
+        return asdict(self)
+
+    def canvas_size(self, image_size: int) -> int:
+        """Side in pixels of the picture that must be there before rotating and bending, so that a crop of ``image_size`` from its
+        middle never shows a border. It is the same for every image, so magnification does not vary."""
+        angle = math.radians(self.rotation)
+        turned = image_size * (math.cos(angle) + math.sin(angle))
+        return math.ceil(turned + 8 * self.elastic)  # four standard deviations of displacement on each side
+
+    def __call__(self, pixels: Tensor, image_size: int, seed: int) -> Tensor:
+        """(3, C, C) uint8 with C = canvas_size(image_size) -> (3, image_size, image_size) float in [-1, 1], decided by ``seed``."""
+        image = self._symmetries(pixels, random.Random(seed)).to(torch.float32).div_(255.0)
+        if self.rotation or self.elastic or self.color_jitter or self.stain_jitter or self.noise:
+            before = torch.get_rng_state()
+            torch.default_generator.manual_seed(seed)
+            image = self._colors(self._shapes(image, image_size))
+            torch.set_rng_state(before)
+        return image.mul_(2.0).sub_(1.0)
+
+    def _symmetries(self, pixels: Tensor, chance: random.Random) -> Tensor:
+        if chance.random() < self.flips:
+            pixels = pixels.flip(-1)
+        if chance.random() < self.flips:
+            pixels = pixels.flip(-2)
+        if chance.random() < self.quarter_turns:
+            pixels = pixels.rot90(chance.randint(1, 3), (-2, -1))
+        return pixels
+
+    def _shapes(self, image: Tensor, image_size: int) -> Tensor:
+        if self.elastic:
+            sigma = ELASTIC_SIGMA * image_size
+            # Uniform noise blurred by sigma has standard deviation 1 / (sqrt(3) 2 sqrt(pi) sigma); torchvision halves alpha.
+            alpha = 2.0 * self.elastic * math.sqrt(3.0) * 2.0 * math.sqrt(math.pi) * sigma
+            image = v2.ElasticTransform(alpha=alpha, sigma=sigma)(image)
+        if self.rotation:
+            angle = float(torch.empty(()).uniform_(-self.rotation, self.rotation))
+            image = tv.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
+        return tv.center_crop(image, [image_size, image_size])
+
+    def _colors(self, image: Tensor) -> Tensor:
+        if self.color_jitter:
+            strength = self.color_jitter
+            image = v2.ColorJitter(strength, strength, strength, min(0.1 * strength, 0.5))(image)
+        if self.stain_jitter:
+            image = jitter_stain(image, self.stain_jitter)
+        if self.noise:
+            image = image + torch.randn_like(image) * (self.noise / 255.0)
+        return image.clamp(0.0, 1.0)

@@ -1,0 +1,266 @@
+"""A folder of patches as training data: labels, decoded pixels, augmentation."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common.errors import UserError
+from common.files import replacing
+from common.progress import say, track
+from common.seeding import derive_seed
+from data import manifest
+from data.augment import Augmentation
+from data.order import Draw
+from data.panda import LABELS
+from data.stain import fit_normalizer
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+CONDITIONS = ("none", "label", "isup")
+MAX_CACHE_BYTES = 16 * 2**30
+MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
+MAX_BAD_SHARE = 0.05
+STAIN_REFERENCES = 32
+
+
+@dataclass(frozen=True)
+class PatchFile:
+    """A patch of a folder: path relative to it; label, provider "" and grade None where unknown; split "train" or "test"."""
+
+    path: str
+    label: str
+    data_provider: str
+    isup_grade: int | None
+    split: str
+
+
+def list_patches(folder: Path) -> list[PatchFile]:
+    """All patches of a folder: by patches.csv; without one, by LABEL sub-folders; without those, any images in it.
+
+    Raises UserError when there is no folder or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no patch folder at {folder}; run extract_patches.py or name yours with --patches")
+    if (folder / manifest.NAME).exists():
+        files = [
+            PatchFile(row.path, row.label, row.data_provider, row.isup_grade, row.split) for row in manifest.read_manifest(folder)
+        ]
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = [_without_manifest(path.relative_to(folder)) for path in paths if not path.name.startswith(".")]
+    if not files:
+        raise UserError(f"no patches in {folder}; run extract_patches.py or name another folder with --patches")
+    return files
+
+
+def _without_manifest(path: Path) -> PatchFile:
+    label = path.parts[0] if len(path.parts) > 1 else "unlabelled"
+    return PatchFile(path.as_posix(), label, "", None, "train")
+
+
+def class_of(file: PatchFile, condition: str) -> str:
+    """Name of the class that a patch belongs to under ``condition``; "" when unconditional. isup: "isup0" .. "isup5"."""
+    if condition == "label":
+        return file.label
+    if condition == "isup":
+        return "unknown" if file.isup_grade is None else f"isup{file.isup_grade}"
+    return ""
+
+
+def class_names(files: Sequence[PatchFile], condition: str) -> list[str]:
+    """Classes under ``condition`` in a fixed order: PANDA's labels first, then others by name; [] when unconditional.
+
+    Raises UserError when the patches hold fewer than two classes to tell apart.
+    """
+    if condition == "none":
+        return []
+    known = {label: rank for rank, label in enumerate(LABELS)}
+    names = sorted({class_of(file, condition) for file in files}, key=lambda name: (known.get(name, len(known)), name))
+    if len(names) < 2:
+        raise UserError(f"--condition {condition} needs patches of at least two classes, found only {names}; use --condition none")
+    return names
+
+
+def decode(path: Path, size: int) -> np.ndarray:
+    """Image file -> (size, size, 3) uint8, the middle square, reduced by area averaging (enlarged bicubically).
+
+    Raises OSError or ValueError when the file is missing, damaged, or declares more than MAX_SIDE pixels a side.
+    """
+    with Image.open(path) as image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(f"declares {image.size[0]} x {image.size[1]} pixels")
+        image = image.convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    resample = Image.Resampling.BOX if size < side else Image.Resampling.BICUBIC
+    return np.asarray(image.crop(box) if size == side else image.resize((size, size), resample, box=box))
+
+
+class PatchDataset(Dataset):
+    """Patches as (image float (3, S, S) in [-1, 1], label int).
+
+    folder, split: see ``list_patches``. condition: what the label says, one of CONDITIONS (0 when "none"). Pixels are decoded once
+    into a memory-mapped cache beside the patches, which is built anew when any file changed. Undecodable patches are left out
+    with a warning; more than MAX_BAD_SHARE of them is a UserError. ``classes`` fixes the numbering of labels (of a checkpoint).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        image_size: int,
+        condition: str = "none",
+        split: str | None = "train",
+        augmentation: Augmentation | None = None,
+        stain_normalize: str = "none",
+        classes: Sequence[str] | None = None,
+    ):
+        self.folder, self.image_size, self.condition = Path(folder), image_size, condition
+        self.augmentation = augmentation or Augmentation(flips=0.0, quarter_turns=0.0)
+        everything = list_patches(self.folder)
+        self.classes = class_names(everything, condition) if classes is None else list(classes)
+        self.files = [file for file in everything if split is None or file.split == split]
+        if not self.files:
+            raise UserError(f"no patches of split {split!r} in {folder}; extract patches from more slides")
+        self._canvas = self.augmentation.canvas_size(image_size)
+        self._stain = stain_normalize
+        self._pixels: np.ndarray | None = None
+        self._cache = (
+            self.folder / f".decoded_{split or 'all'}_{self._canvas}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
+        )
+        self._open_pixels()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, draw: int | Draw) -> tuple[Tensor, int]:
+        """Patch by index (augmented by torch's global random state) or by a Draw of the order (augmented by its seed)."""
+        if not isinstance(draw, Draw):
+            draw = Draw(draw, int(torch.randint(2**62, ())))
+        pixels = torch.from_numpy(self.pixels(draw.index)).permute(2, 0, 1)
+        return self.augmentation(pixels, self.image_size, draw.seed), self.label(draw.index)
+
+    def label(self, index: int) -> int:
+        """Number of a patch's class in ``classes``; 0 when unconditional."""
+        name = class_of(self.files[index], self.condition)
+        return self.classes.index(name) if self.classes else 0
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Decoded patch before augmentation: (C, C, 3) uint8."""
+        if self._pixels is None:
+            return np.array(self._prepare(self.files[index]))
+        return np.array(self._pixels[index])
+
+    def groups(self) -> list[Hashable]:
+        """What the order balances over, a key for each patch: label (or grade) and provider."""
+        by_label = self.condition == "label"
+        return [(file.label if by_label else file.isup_grade, file.data_provider) for file in self.files]
+
+    def class_counts(self) -> list[int]:
+        """Patches of each class, in the order of ``classes``."""
+        counts = Counter(class_of(file, self.condition) for file in self.files)
+        return [counts[name] for name in self.classes]
+
+    def __getstate__(self) -> dict:
+        # A memory map travels to a worker process as its file name, not as its gigabytes.
+        return self.__dict__ | {"_pixels": None if isinstance(self._pixels, np.memmap) else self._pixels}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._pixels is None and self._cache.exists():
+            self._pixels = self._map()
+
+    # -- the decoded cache
+
+    def _map(self) -> np.memmap:
+        return np.memmap(self._cache, dtype=np.uint8, mode="r", shape=(len(self.files), self._canvas, self._canvas, 3))
+
+    def _open_pixels(self) -> None:
+        self._prepare = self._preparation()
+        wanted = len(self.files) * self._canvas**2 * 3
+        if wanted > MAX_CACHE_BYTES:
+            say(f"patches are decoded again in each epoch: a cache would take {wanted / 2**30:.0f} GiB")
+            return
+        note = self._cache.with_suffix(".json")
+        fingerprint = self._fingerprint()
+        if self._is_current(note, fingerprint, wanted):
+            bad = set(json.loads(note.read_text())["bad"])
+            self.files = [file for file in self.files if file.path not in bad]
+            self._pixels = self._map()
+            return
+        pixels, bad = self._decode_all()
+        try:
+            with replacing(self._cache) as file:
+                file.write(memoryview(pixels).cast("B"))
+            with replacing(note, "w") as file:
+                json.dump({"fingerprint": fingerprint, "bad": sorted(bad)}, file)
+        except OSError as error:
+            say(f"warning: decoded patches stay in memory, the cache could not be written ({error})")
+            self._pixels = pixels
+            return
+        self._pixels = self._map()
+
+    def _is_current(self, note: Path, fingerprint: list, wanted: int) -> bool:
+        try:
+            stored = json.loads(note.read_text())
+            size = self._cache.stat().st_size
+        except (OSError, ValueError):
+            return False
+        return stored.get("fingerprint") == fingerprint and size == wanted - len(stored["bad"]) * self._canvas**2 * 3
+
+    def _fingerprint(self) -> list:
+        """Changes whenever a file's name, size or time changes."""
+        lines = []
+        for file in self.files:
+            try:
+                status = os.stat(self.folder / file.path)
+                lines.append(f"{file.path} {status.st_size} {status.st_mtime_ns}")
+            except OSError:
+                lines.append(f"{file.path} missing")
+        return [len(lines), derive_seed(0, "\n".join(lines))]
+
+    def _preparation(self) -> Callable[[PatchFile], np.ndarray]:
+        """File -> pixels at canvas size, stain-normalised where asked; the target is the training patches' own mixed stain."""
+
+        def plain(file: PatchFile) -> np.ndarray:
+            return decode(self.folder / file.path, self._canvas)
+
+        if self._stain == "none":
+            return plain
+        steps = np.linspace(0, len(self.files) - 1, min(STAIN_REFERENCES, len(self.files))).astype(int)
+        normalize = fit_normalizer(self._stain, [plain(self.files[step]) for step in steps])
+        return lambda file: normalize(plain(file))
+
+    def _decode_all(self) -> tuple[np.ndarray, set[str]]:
+        pixels = np.empty((len(self.files), self._canvas, self._canvas, 3), dtype=np.uint8)
+        bad: dict[str, str] = {}
+
+        def one(index: int) -> None:
+            try:
+                pixels[index] = self._prepare(self.files[index])
+            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+                bad[self.files[index].path] = str(error)
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for _ in track(pool.map(one, range(len(self.files))), "decode patches", len(self.files), "patches"):
+                pass
+        for path, reason in sorted(bad.items()):
+            say(f"warning: patch left out, it cannot be read: {path} ({reason})")
+        if len(bad) > MAX_BAD_SHARE * len(self.files):
+            raise UserError(
+                f"{len(bad)} of {len(self.files)} patches in {self.folder} cannot be read; run check_data.py --quarantine"
+            )
+        keep = [index for index, file in enumerate(self.files) if file.path not in bad]
+        self.files = [self.files[index] for index in keep]
+        return (pixels[keep] if bad else pixels), set(bad)

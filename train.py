@@ -1,0 +1,153 @@
+"""Train a GAN on a folder of patches.
+
+python train.py --epochs 200 --batch_size 8
+python train.py --epochs 200 --batch_size 8 --resume checkpoints/G_final.pt
+python train.py --resume                          go on from the newest whole checkpoint
+nohup python train.py --epochs 200 > /dev/null 2>&1 &       then: tail -f logs/train.log
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from common import cli
+from common.pictures import grid
+from common.progress import say
+from data.augment import Augmentation
+from data.dataset import PatchDataset, list_patches
+from data.order import BalancedOrder, BatchesFrom
+from models.config import ModelConfig, dcgan_config
+from training import options, resume
+from training.config import TrainConfig
+from training.device import choose_device, describe, peak_memory_mb
+from training.lock import lock_folder
+from training.runlog import RunLog
+from training.sampling import to_uint8
+from training.signals import SignalRequests
+from training.trainer import Habits, Run, Trainer, duration
+
+
+def main() -> int:
+    parser = options.make_parser(__doc__)
+    args = parser.parse_args()
+    options.check(parser, args)
+    device = choose_device(args.device)
+    folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
+    source, state = resume.find_state(args, folder, log_folder)
+    config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
+    dataset = PatchDataset(
+        args.patches,
+        state["model"]["image_size"] if state else args.image_size or 256,
+        config.condition,
+        augmentation=Augmentation(**config.augmentation),
+        stain_normalize=config.stain_normalize,
+        classes=state["classes"] if state else None,
+    )
+    if args.preview_augmentation:
+        return preview(dataset, config.seed, args.preview_augmentation)
+    model = ModelConfig.from_dict(state["model"]) if state else dcgan_config(dataset.image_size, len(dataset.classes))
+    trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device)
+    if state:
+        resume.restore(trainer, state)
+    if args.dry_run:
+        return dry_run(trainer, make_loader(trainer, dataset, args.workers))
+    if trainer.images >= trainer.images_total:
+        say(f"{source} has {trainer.epoch:.0f} of {config.epochs} epochs: nothing left to do; a larger --epochs trains on")
+        return 0
+    return train(args, trainer, dataset, source, folder, log_folder)
+
+
+def new_config(args) -> TrainConfig:
+    """Settings of a new run: typed flags over the defaults."""
+    augmentation = Augmentation(**options.given(args, options.AUGMENTATIONS)).to_dict()
+    typed = options.given(args, options.RUN_FLAGS)
+    return TrainConfig(patches=str(args.patches), condition=choose_condition(args), augmentation=augmentation, **typed)
+
+
+def choose_condition(args) -> str:
+    """The typed --condition, else "label" where the patches carry at least two labels, said in a line."""
+    if args.condition is not None:
+        return args.condition
+    labels = {file.label for file in list_patches(args.patches)}
+    condition = "label" if len(labels) > 1 else "none"
+    say(f"--condition {condition}: the patches carry {len(labels)} label(s): {', '.join(sorted(labels))}")
+    return condition
+
+
+def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) -> DataLoader:
+    """Batches from the trainer's place on the clock to the end of the run."""
+    costly = any(trainer.config.augmentation[name] for name in ("rotation", "color_jitter", "elastic", "noise", "stain_jitter"))
+    cuda = trainer.device.type == "cuda"
+    workers = (2 if costly or cuda else 0) if workers is None else workers
+    order = BalancedOrder(dataset.groups(), trainer.config.seed)
+    batches = BatchesFrom(order, trainer.config.batch_size, trainer.images, trainer.images_total)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
+
+
+def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, folder: Path, log_folder: Path) -> int:
+    """Train to the end or to a signal; the exit code says which."""
+    requests = SignalRequests()
+    requests.install()
+    with lock_folder(folder):
+        log = RunLog(log_folder, args.tensorboard)
+        log.rewind(trainer.images)
+        config = trainer.config
+        log.line(
+            f"{'resume ' + str(source) if source else 'start'}: {trainer.model.model} {dataset.image_size}x{dataset.image_size}, "
+            f"condition {config.condition} {dataset.classes or ''}, {len(dataset)} patches an epoch, epochs {config.epochs}, "
+            f"batch {config.batch_size}, {describe(trainer.device)}, torch {torch.__version__}"
+        )
+        real = [dataset.pixels(index) for index in np.linspace(0, len(dataset) - 1, min(40, len(dataset))).astype(int)]
+        log.picture("real.png", grid(middle_of(np.stack(real), dataset.image_size), 8), trainer.images)
+        habits = Habits(args.save_every, args.sample_every, args.keep)
+        stopped = Run(trainer, habits, folder, log, requests).train(make_loader(trainer, dataset, args.workers))
+        log.close()
+    return 128 + stopped if stopped is not None else 0
+
+
+def dry_run(trainer: Trainer, loader: DataLoader) -> int:
+    """Say what a run would be, from a few real steps that are thrown away."""
+    batches = iter(loader)
+    trainer.train_on(*next(batches))  # the first step pays for warming up
+    start, images = time.monotonic(), trainer.images
+    while trainer.images < trainer.images_total and time.monotonic() - start < 5:
+        trainer.train_on(*next(batches))
+    rate = max(trainer.images - images, 1) / (time.monotonic() - start)
+    step = trainer.step
+    millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (step.generator, step.discriminator)]
+    for name, value in (trainer.model.to_dict() | trainer.config.to_dict()).items():
+        say(f"{name:>16}  {value}")
+    say(f"{'parameters':>16}  generator {millions[0]:.2f} M, discriminator {millions[1]:.2f} M")
+    say(f"{'memory':>16}  {peak_memory_mb(trainer.device)} MB on {describe(trainer.device)}")
+    say(f"{'speed':>16}  {rate:.1f} images/s")
+    say(f"{'one epoch':>16}  {trainer.images_per_epoch} patches, {duration(trainer.images_per_epoch / rate)}")
+    say(f"{'whole run':>16}  {trainer.config.epochs} epochs, {duration(trainer.images_total / rate)}")
+    return 0
+
+
+def middle_of(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(N, C, C, 3) -> (N, size, size, 3), the middle of the canvas that augmentation works on."""
+    start = (pixels.shape[1] - size) // 2
+    return pixels[:, start : start + size, start : start + size]
+
+
+def preview(dataset: PatchDataset, seed: int, path: Path) -> int:
+    """A picture of one column of patches as they are and seven augmentations of each."""
+    order = BalancedOrder(dataset.groups(), seed)
+    pictures = []
+    for row in range(min(8, len(dataset))):
+        pixels = dataset.pixels(order(row))
+        images = [
+            dataset.augmentation(torch.from_numpy(pixels).permute(2, 0, 1), dataset.image_size, 8 * row + k) for k in range(7)
+        ]
+        pictures += [middle_of(pixels[None], dataset.image_size), to_uint8(torch.stack(images))]
+    grid(np.concatenate(pictures), 8).save(path)
+    say(f"{path}: left column as on disk, seven augmentations beside each")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

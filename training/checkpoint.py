@@ -1,0 +1,119 @@
+"""Checkpoints: one file is one whole state, or it is not there.
+
+A checkpoint is a dictionary of plain values and tensors, written by torch.save to a temporary file, flushed and renamed. It is
+loaded with ``weights_only=True`` only, so that no file can run code, and the checksums of all its parts are verified first.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch
+
+from common.errors import UserError
+from common.files import replacing
+
+FORMAT = 1
+LATEST, BEST, FINAL = "latest.pt", "best.pt", "G_final.pt"
+_NUMBERED = re.compile(r"epoch_(\d{4,})\.pt")
+
+
+def save(path: Path, state: dict) -> None:
+    """Write ``state`` so that ``path`` is whole or as it was."""
+    with replacing(path) as file:
+        torch.save({"format": FORMAT} | state, file)
+
+
+def load(path: Path) -> dict:
+    """State of a checkpoint, on the CPU; of a plain state_dict the tensors by name (no "format" key).
+
+    Raises UserError when the file is missing, damaged, of a newer version, not a checkpoint, or would run code when loaded.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; name one with --resume or --checkpoint, or start without")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise UserError(f"{path} is damaged (checksum of {damaged}); resume from an older checkpoint")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a whole checkpoint ({reason}); resume from another one") from error
+    if not isinstance(state, dict) or not state:
+        raise UserError(f"{path} holds no checkpoint; give a file that train.py wrote")
+    if is_plain_state_dict(state):
+        return state
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return state
+
+
+def is_plain_state_dict(state: dict) -> bool:
+    """Whether ``load`` returned bare tensors by name, as ``torch.save(net.state_dict())`` writes them."""
+    return all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def numbered(folder: Path, epoch: int) -> Path:
+    """Path of the checkpoint kept for ``epoch``: epoch_0020.pt."""
+    return folder / f"epoch_{epoch:04d}.pt"
+
+
+def keep_as(source: Path, target: Path) -> None:
+    """Let ``target`` hold the same checkpoint as ``source`` without writing it twice where the file system can link."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Checkpoints of a run, the most recently written first; best.pt is never newer than latest.pt and comes by its own time."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if path.name in {LATEST, BEST, FINAL} or _NUMBERED.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name == LATEST), reverse=True)
+
+
+def newest_whole(folder: Path) -> tuple[Path, dict, list[str]]:
+    """(path, state, what was wrong with newer ones) of the newest checkpoint in ``folder`` that is whole.
+
+    Raises UserError when there is none.
+    """
+    complaints = []
+    for path in all_in(folder):
+        try:
+            return path, load(path), complaints
+        except UserError as error:
+            complaints.append(str(error))
+    detail = f" ({'; '.join(complaints)})" if complaints else ""
+    raise UserError(f"--resume found no whole checkpoint in {folder}{detail}; start without --resume or name a file")
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` numbered checkpoints. latest.pt, best.pt and G_final.pt always stay."""
+    found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
+    for _, path in found[: max(0, len(found) - keep)]:
+        path.unlink(missing_ok=True)

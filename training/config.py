@@ -1,0 +1,43 @@
+"""What a run is: everything but the architecture that decides its result. Stored in every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run; all lengths are in images seen, so that batch size and resuming change nothing.
+
+    patches: folder of patches. condition: none, label or isup. epochs: total, one epoch is as many images as there are training
+    patches. lr_g, lr_d: Adam's learning rates. label_smoothing: real images get the target 1 - s. ema_half_life: images after
+    which a weight counts half in the averaged generator. augmentation: strengths by kind. stain_normalize: none, macenko, reinhard.
+    """
+
+    patches: str
+    condition: str
+    epochs: int = 200
+    batch_size: int = 8
+    lr_g: float = 2e-4
+    lr_d: float = 2e-4
+    label_smoothing: float = 0.1
+    ema_half_life: float = 5_000.0
+    seed: int = 0
+    augmentation: dict[str, float] = field(default_factory=dict)
+    stain_normalize: str = "none"
+
+    def to_dict(self) -> dict:
+        """Plain types only, for the checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict) -> TrainConfig:
+        """Inverse of ``to_dict``. Raises UserError for a field that this version does not know."""
+        unknown = set(values) - {item.name for item in fields(TrainConfig)}
+        if unknown:
+            raise UserError(
+                f"the run's settings {sorted(unknown)} are unknown to this version; use the version it was trained with"
+            )
+        return TrainConfig(**values)

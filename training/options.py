@@ -1,0 +1,102 @@
+"""The flags of train.py. Those without a value are taken from the checkpoint when resuming, else from TrainConfig's defaults."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.cli import fraction, natural, non_negative_float, positive_float, positive_int
+
+# Flags that describe the run and not the machine: name -> whether a resumed run may change it.
+RUN_FLAGS = {
+    "epochs": True,
+    "batch_size": True,
+    "lr_g": True,
+    "lr_d": True,
+    "label_smoothing": True,
+    "seed": False,
+    "stain_normalize": False,
+}
+AUGMENTATIONS = {
+    "flips": (fraction, "probability of each mirror image, 0..1; default 0.5, tissue has no handedness"),
+    "quarter_turns": (fraction, "probability of a turn by 90, 180 or 270 degrees, 0..1; default 0.75, tissue has no upright"),
+    "rotation": (non_negative_float, "largest free rotation in degrees, 0..45; default 0, since it needs a crop and softens"),
+    "color_jitter": (
+        fraction,
+        "relative change of brightness, contrast, saturation, 0..1; default 0, the generator would learn it",
+    ),
+    "elastic": (non_negative_float, "elastic displacement in pixels, root mean square; default 0, it bends nuclei"),
+    "noise": (non_negative_float, "noise in grey levels of 255, standard deviation; default 0, the generator would learn it"),
+    "stain_jitter": (fraction, "relative change of each stain in optical density, 0..1; default 0, the generator would learn it"),
+}
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """All flags of train.py in groups."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--patches", type=Path, default=Path("datasets/patches"), metavar="DIR", help="folder of patches; default %(default)s"
+    )
+    data.add_argument("--stain_normalize", choices=("none", "macenko", "reinhard"), help="give all patches one stain; default none")
+    data.add_argument("--workers", type=natural, help="loader processes; default 0 (2 when an augmentation costs time, or on CUDA)")
+    augment = parser.add_argument_group("augmentation of the training patches")
+    for name, (kind, text) in AUGMENTATIONS.items():
+        augment.add_argument(f"--{name}", type=kind, help=text)
+    augment.add_argument(
+        "--preview_augmentation", type=Path, metavar="FILE", help="write a picture of what the discriminator sees, and leave"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=("dcgan",), help="architecture; default dcgan")
+    model.add_argument("--image_size", type=int, choices=(64, 128, 256), help="side of the images in pixels; default 256")
+    model.add_argument(
+        "--condition", choices=("none", "label", "isup"), help="what the images depend on; default label where there are labels"
+    )
+    _training(parser.add_argument_group("training"))
+    _files(parser.add_argument_group("files and machine"))
+    return parser
+
+
+def _training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--epochs", type=positive_int, help="epochs in total, those before a resume included; default 200")
+    group.add_argument("--batch_size", type=positive_int, help="images a step, at least 2; default 8")
+    group.add_argument("--lr_g", type=positive_float, help="learning rate of the generator; default 2e-4")
+    group.add_argument("--lr_d", type=positive_float, help="learning rate of the discriminator; default 2e-4")
+    group.add_argument("--label_smoothing", type=fraction, help="real images get the target 1 minus this; default 0.1")
+    group.add_argument("--seed", type=natural, help="decides weights, order and noise; default 0")
+    group.add_argument(
+        "--resume", nargs="?", const="", metavar="FILE", help="go on from FILE, or from the run's newest whole checkpoint"
+    )
+
+
+def _files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), metavar="DIR", help="default %(default)s")
+    group.add_argument("--log_dir", type=Path, default=Path("logs"), metavar="DIR", help="default %(default)s")
+    group.add_argument("--run_name", default="", metavar="NAME", help="put checkpoints and logs in sub-folders of this name")
+    group.add_argument(
+        "--save_every", type=positive_int, default=10, metavar="EPOCHS", help="numbered checkpoints; default %(default)s"
+    )
+    group.add_argument(
+        "--sample_every", type=positive_int, default=5, metavar="EPOCHS", help="sample pictures; default %(default)s"
+    )
+    group.add_argument("--keep", type=positive_int, default=3, help="numbered checkpoints kept; default %(default)s")
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
+    group.add_argument("--dry_run", action="store_true", help="print configuration, size, memory and time per epoch, and leave")
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse values and combinations that cannot be meant (exit 2)."""
+    if args.batch_size == 1:
+        parser.error("--batch_size 1 leaves batch normalisation nothing to average; use at least 2")
+    if args.rotation is not None and args.rotation > 45:
+        parser.error("--rotation goes up to 45 degrees; quarter turns do the rest")
+    if args.label_smoothing is not None and args.label_smoothing >= 0.5:
+        parser.error("--label_smoothing must be below 0.5, or real and fake change sides")
+    if args.run_name and (Path(args.run_name).name != args.run_name or args.run_name.startswith(".")):
+        parser.error("--run_name is one folder name, without slashes")
+
+
+def given(args: argparse.Namespace, names) -> dict:
+    """The flags among ``names`` that the user typed, by name."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

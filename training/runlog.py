@@ -1,0 +1,98 @@
+"""Where a run writes: train.log for people, metrics.jsonl for programs, sample pictures, TensorBoard on request."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import replacing
+from common.progress import say
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(path: Path) -> tuple[list[dict], bool]:
+    """Rows of a metrics.jsonl and whether its last line was half written (it is then left out).
+
+    Raises UserError when a line in the middle is damaged.
+    """
+    if not path.exists():
+        return [], False
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is damaged; move the file away and go on") from error
+    return rows, bool(lines[-1])
+
+
+class RunLog:
+    """The log folder of one run. Every line is on the disk at once; a full disk costs lines, never the training."""
+
+    def __init__(self, folder: Path, tensorboard: bool = False):
+        self.folder = folder
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only on request
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def rewind(self, images: int) -> None:
+        """Before resuming at ``images`` seen: set rows beyond it aside in metrics.superseded.jsonl, drop a half-written line."""
+        path = self.folder / METRICS
+        rows, torn = read_metrics(path)
+        beyond = [row for row in rows if row.get("images", 0) > images]
+        if torn:
+            self.line("warning: the last line of metrics.jsonl was half written and is dropped")
+        if not beyond and not torn:
+            return
+        with open(self.folder / "metrics.superseded.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in beyond)
+        with replacing(path, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows if row.get("images", 0) <= images)
+
+    def line(self, text: str) -> None:
+        """One timestamped line to train.log and to stdout."""
+        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+        say(stamped)
+        self._append("train.log", stamped)
+
+    def metrics(self, row: dict, images: int) -> None:
+        """Append numbers to metrics.jsonl (and TensorBoard, over images seen). NaN is written as null, which is valid JSON."""
+        finite = {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
+        self._append(METRICS, json.dumps({"images": images} | finite))
+        if self._board is not None:
+            for key, value in finite.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(key, value, images)
+            self._board.flush()
+
+    def picture(self, name: str, image, images: int) -> None:
+        """Keep a PIL image as samples/NAME."""
+        path = self.folder / "samples" / name
+        try:
+            with replacing(path, durable=False) as file:
+                image.save(file, "PNG")
+        except OSError as error:
+            say(f"warning: {path} could not be written ({error}); training goes on")
+        if self._board is not None:
+            import numpy as np
+
+            self._board.add_image("samples", np.asarray(image), images, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._board is not None:
+            self._board.close()
+
+    def _append(self, name: str, line: str) -> None:
+        try:
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            say(f"warning: {self.folder / name} could not be written ({error}); training goes on")

@@ -1,0 +1,132 @@
+"""From a checkpoint to images. Image k follows from (seed, label, k) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.seeding import derive_seed
+from models import build
+from models.config import ModelConfig
+from models.dcgan import from_legacy
+from models.ema import calibrate_batch_norm
+from training import checkpoint
+
+# Images pass the network in groups of this size, always full: the arithmetic of a convolution may depend on the size of its batch
+# in the last bit, and image k must not depend on how many others were asked for.
+CHUNK = 16
+CALIBRATION_BATCHES = 8
+
+
+def latent(config: ModelConfig, seed: int, label: str, index: int) -> Tensor:
+    """z (latent_dim,) of image ``index`` of a label, standard normal."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, f"image {label}", index))
+    return torch.randn(config.latent_dim, generator=generator)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8 on the CPU."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def run_generator(generator: nn.Module, z: Tensor, labels: Tensor | None, device: torch.device) -> np.ndarray:
+    """z (N, latent_dim), labels (N,) -> (N, S, S, 3) uint8, in full chunks."""
+    results = []
+    for start in range(0, len(z), CHUNK):
+        part = torch.arange(start, start + CHUNK).clamp(max=len(z) - 1)
+        images = generator(z[part].to(device), None if labels is None else labels[part].to(device))
+        results.append(to_uint8(images)[: len(z) - start])
+    return np.concatenate(results)
+
+
+def calibrate(generator: nn.Module, config: ModelConfig, device: torch.device) -> None:
+    """Give an averaged generator its batch-norm statistics, over latents that are always the same."""
+    random = torch.Generator().manual_seed(0)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor | None]]:
+        for _ in range(CALIBRATION_BATCHES):
+            z = torch.randn(32, config.latent_dim, generator=random)
+            labels = torch.randint(config.num_classes, (32,), generator=random) if config.num_classes else None
+            yield z.to(device), None if labels is None else labels.to(device)
+
+    calibrate_batch_norm(generator, batches())
+
+
+def closed_walk(stops: Tensor, frames: int) -> Tensor:
+    """Latents (len(stops) * frames, latent_dim) from each stop to the next and back to the first.
+
+    Spherical interpolation (Shoemake 1985): normal latents lie close to a sphere, and straight lines would cut through its inside.
+    """
+    result = []
+    for a, b in zip(stops, stops.roll(-1, 0), strict=True):
+        angle = torch.acos(torch.clamp(torch.dot(a / a.norm(), b / b.norm()), -1.0, 1.0))
+        shares = torch.arange(frames)[:, None] / frames
+        result.append((torch.sin((1 - shares) * angle) * a + torch.sin(shares * angle) * b) / torch.sin(angle))
+    return torch.cat(result)
+
+
+class Sampler:
+    """The averaged generator of a checkpoint.
+
+    labels: names of its classes, [] when unconditional. image_size: side in pixels. epoch: epochs trained.
+    """
+
+    def __init__(
+        self, generator: nn.Module, config: ModelConfig, labels: Sequence[str], counts: Sequence[int], device: torch.device
+    ):
+        self.generator = generator.to(device).eval().requires_grad_(False)
+        self.config, self.labels, self.device = config, list(labels), device
+        self.image_size = config.image_size
+        self._counts = list(counts)
+
+    def sample(self, count: int, seed: int, label: str | None = None, start: int = 0, truncation: float = 1.0) -> np.ndarray:
+        """(count, S, S, 3) uint8. ``label`` None: labels in the proportions of the training patches (one sequence, shuffled).
+
+        truncation: z is scaled by it; below 1 the images are more typical and less varied. Raises UserError for an unknown label.
+        """
+        names = [label or ""] * count if label is not None or not self.labels else self._mixture(start, count, seed)
+        z = torch.stack([latent(self.config, seed, name, start + k) for k, name in enumerate(names)]) * truncation
+        return self.render(z, names)
+
+    def render(self, z: Tensor, names: Sequence[str]) -> np.ndarray:
+        """z (N, latent_dim) and a label name for each ("" when unconditional) -> (N, S, S, 3) uint8."""
+        labels = torch.tensor([self.number(name) for name in names]) if self.labels else None
+        return run_generator(self.generator, z, labels, self.device)
+
+    def number(self, label: str) -> int:
+        """Number of a label. Raises UserError that lists the labels there are."""
+        if label not in self.labels:
+            raise UserError(f"label {label!r} is not one of this model's: {', '.join(self.labels) or 'none, it is unconditional'}")
+        return self.labels.index(label)
+
+    def _mixture(self, start: int, count: int, seed: int) -> list[str]:
+        shares = np.asarray(self._counts, dtype=float)
+        shares = shares / shares.sum() if shares.sum() else np.full(len(self.labels), 1 / len(self.labels))
+        edges = np.cumsum(shares)
+        chances = [derive_seed(seed, "label", start + k) / 2**63 for k in range(count)]
+        return [self.labels[min(int(np.searchsorted(edges, chance, side="right")), len(edges) - 1)] for chance in chances]
+
+
+def load_sampler(path: Path, device: torch.device) -> Sampler:
+    """Sampler of a checkpoint of train.py, or of a plain DCGAN generator state_dict. Raises UserError when it is neither."""
+    state = checkpoint.load(path)
+    if checkpoint.is_plain_state_dict(state):
+        config, weights, _ = from_legacy(state, None)
+        classes, counts = [], []
+    else:
+        config, weights = ModelConfig.from_dict(state["model"]), state["ema"]
+        classes, counts = state["classes"], state["class_counts"]
+    generator, _ = build(config)
+    try:
+        generator.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not fit its own description ({str(error).splitlines()[0]}); use another checkpoint"
+        ) from error
+    return Sampler(generator, config, classes, counts, device)

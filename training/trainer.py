@@ -1,0 +1,268 @@
+"""The loop: steps, averaged weights, log lines, pictures, checkpoints. Handed patches as (images, labels) batches."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.pictures import grid
+from common.seeding import derive_seed
+from models import build
+from models.config import ModelConfig
+from models.ema import ema_decay, make_ema, update_ema
+from training import checkpoint
+from training.config import TrainConfig
+from training.device import peak_memory_mb
+from training.runlog import RunLog
+from training.sampling import calibrate, latent, run_generator
+from training.signals import SignalRequests
+from training.step import STATISTICS, GanStep
+
+SECONDS_BETWEEN_LINES = 20.0
+SECONDS_BETWEEN_SAVES = 900.0
+GRID_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often a run saves (epochs), draws samples (epochs), and how many numbered checkpoints it keeps."""
+
+    save_every: int
+    sample_every: int
+    keep: int
+
+
+class Trainer:
+    """One run: its networks, its place on the clock (``images`` seen), its folder of checkpoints."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        classes: Sequence[str],
+        class_counts: Sequence[int],
+        images_per_epoch: int,
+        device: torch.device,
+    ):
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        generator, discriminator = (network.to(device, memory_format=torch.channels_last) for network in build(model))
+        self.model, self.config, self.device = model, config, device
+        self.classes, self.class_counts = list(classes), list(class_counts)
+        self.images_per_epoch, self.images = images_per_epoch, 0
+        self.step = GanStep(generator, discriminator, config)
+        self.ema = make_ema(generator)
+
+    # -- state
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, fractional."""
+        return self.images / self.images_per_epoch
+
+    @property
+    def images_total(self) -> int:
+        """Images seen when the run is complete."""
+        return self.config.epochs * self.images_per_epoch
+
+    def state(self) -> dict:
+        """The whole state for a checkpoint. Random states need no place in it: all randomness follows from (seed, images)."""
+        self.calibrate()
+        return {
+            "model": self.model.to_dict(),
+            "config": self.config.to_dict(),
+            "classes": self.classes,
+            "class_counts": self.class_counts,
+            "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch},
+            "generator": self.step.generator.state_dict(),
+            "discriminator": self.step.discriminator.state_dict(),
+            "ema": self.ema.state_dict(),
+            "opt_g": self.step.opt_g.state_dict(),
+            "opt_d": self.step.opt_d.state_dict(),
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        }
+
+    def restore(self, state: dict) -> None:
+        """Take over the state of a checkpoint whose model is this one's. The learning rates stay those of this run's config."""
+        try:
+            self.step.generator.load_state_dict(state["generator"])
+            self.step.discriminator.load_state_dict(state["discriminator"])
+            self.ema.load_state_dict(state["ema"])
+            for name, rate in (("opt_g", self.config.lr_g), ("opt_d", self.config.lr_d)):
+                optimizer = getattr(self.step, name)
+                optimizer.load_state_dict(state[name])
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            self.images = int(state["progress"]["images"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
+            ) from error
+
+    def restore_legacy(self, generator: dict[str, Tensor], discriminator: dict[str, Tensor] | None) -> None:
+        """Start from plain state_dicts: networks only; optimisers, averages and the clock begin anew."""
+        self.step.generator.load_state_dict(generator)
+        self.ema.load_state_dict(generator)
+        if discriminator is not None:
+            self.step.discriminator.load_state_dict(discriminator)
+
+    def calibrate(self) -> None:
+        """Bring the averaged generator's batch-norm statistics up to date with its weights."""
+        calibrate(self.ema, self.model, self.device)
+
+    # -- one step
+
+    def train_on(self, real: Tensor, labels: Tensor) -> Tensor:
+        """One step on a batch ((N, 3, S, S) in [-1, 1], (N,)); returns its STATISTICS on the device."""
+        count = len(real)
+        torch.manual_seed(derive_seed(self.config.seed, "step", self.images))
+        z = torch.randn(count, self.model.latent_dim).to(self.device, non_blocking=True)
+        real = real.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        labels = labels.to(self.device, non_blocking=True) if self.model.num_classes else None
+        statistics = self.step(real, labels, z)
+        self.images += count
+        update_ema(self.ema, self.step.generator, ema_decay(self.images, count, self.config.ema_half_life))
+        return statistics
+
+    # -- pictures
+
+    def sample_grid(self):
+        """A PIL picture of the averaged generator's images for latents that are the same in every run: a row a class."""
+        self.calibrate()
+        rows = self.classes or [""] * 4
+        names = [name for name in rows for _ in range(GRID_COLUMNS)]
+        z = torch.stack([latent(self.model, self.config.seed, name, place) for place, name in enumerate(names)])
+        labels = torch.tensor([self.classes.index(name) for name in names]) if self.classes else None
+        return grid(run_generator(self.ema, z, labels, self.device), GRID_COLUMNS, self.classes)
+
+
+class Meter:
+    """Averages between two log lines, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Start a new interval."""
+        self._sum = torch.zeros(len(STATISTICS), device=self.device)
+        self._steps, self.images, self.waited, self._start = 0, 0, 0.0, time.monotonic()
+
+    def add(self, statistics: Tensor, images: int, waited: float) -> None:
+        """Count one step of ``images`` that waited ``waited`` seconds for its data."""
+        self._sum += statistics
+        self._steps += 1
+        self.images += images
+        self.waited += waited
+
+    @property
+    def seconds(self) -> float:
+        """Length of the interval so far."""
+        return time.monotonic() - self._start
+
+    def read(self) -> dict[str, float]:
+        """Mean statistics, images per second, and the share of time spent waiting for data."""
+        means = (self._sum / max(self._steps, 1)).tolist()
+        seconds = max(self.seconds, 1e-9)
+        return dict(zip(STATISTICS, means, strict=True)) | {"img_s": self.images / seconds, "wait": self.waited / seconds}
+
+
+class Run:
+    """A trainer at work in its folders until its epochs are done or a signal asks it to leave."""
+
+    def __init__(self, trainer: Trainer, habits: Habits, folder: Path, log: RunLog, requests: SignalRequests):
+        self.trainer, self.habits, self.folder, self.log, self.requests = trainer, habits, folder, log, requests
+        self.meter = Meter(trainer.device)
+        self._last_save = time.monotonic()
+
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
+        """Train on ``batches`` to the end; return the signal that stopped it before, or None. The state is saved either way."""
+        trainer, batches = self.trainer, iter(batches)
+        while trainer.images < trainer.images_total:
+            asked = time.monotonic()
+            real, labels = next(batches)
+            waited = time.monotonic() - asked
+            epochs_before = int(trainer.epoch)
+            self.meter.add(trainer.train_on(real, labels), len(real), waited)
+            self._after_step(epochs_before)
+            if self.requests.stop is not None:
+                self.write_line()
+                self._save_latest()
+                self.log.line(f"stopped by {signal.Signals(self.requests.stop).name} after saving; go on with --resume")
+                return self.requests.stop
+        self._finish()
+        return None
+
+    def _after_step(self, epochs_before: int) -> None:
+        epochs = int(self.trainer.epoch)
+        last = self.trainer.images >= self.trainer.images_total
+        if last or self.meter.seconds >= SECONDS_BETWEEN_LINES:
+            self.write_line()
+        if last or crossed(epochs_before, epochs, self.habits.sample_every):
+            self.draw_samples()
+        if last or crossed(epochs_before, epochs, self.habits.save_every):
+            self._save_latest()
+            checkpoint.keep_as(self.folder / checkpoint.LATEST, checkpoint.numbered(self.folder, epochs))
+            checkpoint.prune(self.folder, self.habits.keep)
+        elif self.requests.save or time.monotonic() - self._last_save > SECONDS_BETWEEN_SAVES:
+            self._save_latest()
+            self.log.line(f"saved {self.folder / checkpoint.LATEST}")
+
+    def write_line(self) -> None:
+        """One line of fixed fields to the log, the same numbers to metrics.jsonl."""
+        trainer, means = self.trainer, self.meter.read()
+        if not np.isfinite(means["loss_d"] + means["loss_g"]):
+            raise UserError(
+                f"the losses are not finite at {trainer.images} images (loss_d {means['loss_d']}, loss_g {means['loss_g']}); "
+                f"go on from {self.folder / checkpoint.LATEST} with --resume and half of --lr_g and --lr_d"
+            )
+        left = (trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
+        row = {"epoch": trainer.epoch, "res": trainer.model.image_size} | means
+        row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
+        self.log.line(self._as_text(row))
+        self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)
+        self.meter.clear()
+
+    def _as_text(self, row: dict[str, float]) -> str:
+        numbers = " ".join(f"{name} {row[name]:.3f}" for name in STATISTICS)
+        return (
+            f"epoch {row['epoch']:.2f}/{self.trainer.config.epochs} images {self.trainer.images} res {row['res']} {numbers} "
+            f"img/s {row['img_s']:.1f} wait {100 * row['wait']:.1f}% mem {row['mem_mb']}MB left {duration(row['left_s'])}"
+        )
+
+    def draw_samples(self) -> None:
+        """samples/epoch_0020.png from the averaged generator."""
+        self.log.picture(f"epoch_{round(self.trainer.epoch):04d}.png", self.trainer.sample_grid(), self.trainer.images)
+
+    def _save_latest(self) -> None:
+        checkpoint.save(self.folder / checkpoint.LATEST, self.trainer.state())
+        self.requests.save = False
+        self._last_save = time.monotonic()
+
+    def _finish(self) -> None:
+        final = self.folder / checkpoint.FINAL
+        checkpoint.keep_as(self.folder / checkpoint.LATEST, final)
+        self.log.line(f"done: {self.trainer.config.epochs} epochs, {self.trainer.images} images; the generator is in {final}")
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of ``every`` epochs was reached between two counts; never when ``every`` is 0."""
+    return every > 0 and before // every < after // every
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1d02h, 3h05m, 4m10s or 12s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02d}h"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
