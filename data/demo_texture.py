@@ -1,0 +1,136 @@
+"""Noise and cell sprites for the demo tissue: everything is a stain density (hematoxylin, eosin), numpy and scipy only.
+
+Lengths are in pixels unless a name ends in ``_um``; noise has zero mean and about unit variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy import fft, ndimage
+
+SIDE = 1024  # of the periodic noise tiles; a power of two, so that wrapping is a bit mask
+DIRECTIONS = 16  # fibre textures between 0 and 180 degrees; between two of them the painter interpolates
+ANGLES = 24  # orientations of each cell sprite over 180 degrees
+VARIANTS = 10  # cells of each kind and orientation
+
+
+def resize(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """``field`` (h, w) float32 stretched to ``shape`` with bicubic weights."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(field, np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC))
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
+    """(h, w) float32 noise whose features are about ``scale`` pixels across, without period."""
+    scale = max(scale, 2.0)
+    knots = [int(np.ceil(side / scale)) + 3 for side in shape]
+    field = resize(rng.standard_normal(knots).astype(np.float32), tuple(int(np.ceil(knot * scale)) for knot in knots))
+    y, x = (int(rng.integers(0, have - want + 1)) for have, want in zip(field.shape, shape, strict=True))
+    return field[y : y + shape[0], x : x + shape[1]] * np.float32(1.3)
+
+
+def _filtered(spectrum: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    tile = fft.irfft2(spectrum * gain, s=(SIDE, SIDE), workers=1)
+    return ((tile - tile.mean()) / tile.std()).astype(np.float32)
+
+
+def _frequencies() -> tuple[np.ndarray, np.ndarray]:
+    return fft.fftfreq(SIDE).astype(np.float32)[:, None], fft.rfftfreq(SIDE).astype(np.float32)[None, :]
+
+
+def fibre_tiles(rng: np.random.Generator, um: float) -> np.ndarray:
+    """(DIRECTIONS, SIDE, SIDE) float32: bundles of collagen fibres that run at angle k * pi / DIRECTIONS (y points down)."""
+    spectrum = fft.rfft2(rng.standard_normal((SIDE, SIDE)).astype(np.float32), workers=1)
+    fy, fx = _frequencies()
+    tiles = np.empty((DIRECTIONS, SIDE, SIDE), np.float32)
+    for k in range(DIRECTIONS):
+        angle = np.pi * k / DIRECTIONS
+        along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
+        tile = np.float32(0)
+        for weight, length_um, width_um in ((0.75, 15.0, 1.3), (0.55, 7.0, 0.45), (0.45, 30.0, 3.5)):
+            blur = np.exp(-2 * np.pi**2 * ((along * length_um * um) ** 2 + (across * width_um * um) ** 2))
+            tile = tile + weight * _filtered(spectrum, blur)
+        tiles[k] = tile / tile.std()
+    return tiles
+
+
+def grain_tiles(rng: np.random.Generator, um: float, sizes_um: tuple[float, ...]) -> list[np.ndarray]:
+    """For each size one (SIDE, SIDE) float32 tile of isotropic band-pass noise: granules and vacuoles."""
+    fy, fx = _frequencies()
+    square = -2 * np.pi**2 * (fx**2 + fy**2)
+    tiles = []
+    for size in sizes_um:
+        spectrum = fft.rfft2(rng.standard_normal((SIDE, SIDE)).astype(np.float32), workers=1)
+        sigma = size * um / 2
+        tiles.append(_filtered(spectrum, np.exp(square * sigma**2) - np.exp(square * (2.2 * sigma) ** 2)))
+    return tiles
+
+
+def spread(rng: np.random.Generator, tile: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A periodic tile continued over ``shape`` from a random place, mirrored at random."""
+    tile = tile[:: int(rng.choice((-1, 1))), :: int(rng.choice((-1, 1)))]
+    start = rng.integers(0, SIDE, 2)
+    rows, columns = ((np.arange(side) + first) % SIDE for side, first in zip(shape, start, strict=True))
+    return tile[rows[:, None], columns[None, :]]
+
+
+@dataclass(frozen=True)
+class CellKind:
+    """How cells of one kind look. Half axes in micrometres (lowest, highest); densities are stain concentrations at the centre.
+
+    ``rim`` is the darker nuclear membrane, ``clumps`` the strength of the chromatin texture, ``nucleolus`` the density of its
+    spot, ``bend`` the curvature of the long axis, ``uneven`` how far the outline leaves the ellipse.
+    """
+
+    long_um: tuple[float, float]
+    short_um: tuple[float, float]
+    base: tuple[float, float]
+    rim: float = 0.3
+    clumps: float = 0.25
+    nucleolus: float = 0.0
+    bend: float = 0.0
+    uneven: float = 0.06
+    eosin: float = 0.1
+
+
+CELL_KINDS = {
+    "luminal": CellKind((3.3, 4.3), (2.8, 3.4), (0.62, 1.0), 0.38, 0.30, 0.25),
+    "basal": CellKind((3.6, 5.6), (1.3, 1.9), (0.95, 1.4), 0.2, 0.2, bend=0.25),
+    "acinar": CellKind((3.5, 4.6), (3.2, 4.0), (0.50, 0.85), 0.5, 0.32, 0.95),
+    "fused": CellKind((3.4, 4.9), (3.0, 4.1), (0.55, 1.0), 0.45, 0.35, 0.8, uneven=0.08),
+    "anaplastic": CellKind((3.6, 6.2), (3.0, 4.7), (0.5, 1.3), 0.45, 0.42, 0.9, uneven=0.13),
+    "spindle": CellKind((4.5, 9.5), (1.0, 1.8), (0.85, 1.35), 0.15, 0.25, bend=0.35, uneven=0.08),
+    "lymphocyte": CellKind((2.6, 3.3), (2.5, 3.0), (1.3, 1.7), 0.1, 0.35),
+    "pyknotic": CellKind((0.8, 2.3), (0.7, 1.8), (1.3, 2.0), 0.0, 0.1, uneven=0.15, eosin=0.5),
+    "erythrocyte": CellKind((2.6, 3.4), (2.2, 3.1), (0.0, 0.03), 0.0, 0.0, uneven=0.05, eosin=1.5),
+}
+
+
+def cell_sprites(rng: np.random.Generator, kind: CellKind, um: float) -> np.ndarray:
+    """(ANGLES * VARIANTS, 3, s, s) float32: hematoxylin, eosin, coverage of cells, sorted by angle over 180 degrees."""
+    count = ANGLES * VARIANTS
+    half = int(np.ceil(kind.long_um[1] * um * 1.25)) + 2
+    grid = np.arange(-half, half + 1, dtype=np.float32)
+
+    def draw(low: float, high: float) -> np.ndarray:
+        return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
+
+    angle = np.pi * (np.repeat(np.arange(ANGLES), VARIANTS)[:, None, None] + draw(-0.5, 0.5)) / ANGLES
+    y, x = grid[None, :, None] + draw(-0.5, 0.5), grid[None, None, :] + draw(-0.5, 0.5)
+    long, short = draw(*kind.long_um) * um, draw(*kind.short_um) * um
+    u = x * np.cos(angle) + y * np.sin(angle)
+    v = y * np.cos(angle) - x * np.sin(angle) + draw(-kind.bend, kind.bend) * (u / long) ** 2 * long * 0.5
+    polar = np.arctan2(v / short, u / long)
+    outline = 1 + sum(draw(-kind.uneven, kind.uneven) * np.cos(n * polar + draw(0, 6.28)) for n in (2, 3, 4))
+    radius = np.hypot(u / long, v / short) / outline
+    coverage = np.clip(0.5 + (1 - radius) * short / draw(0.9, 2.0), 0, 1)
+    clumps = ndimage.gaussian_filter(rng.standard_normal(radius.shape).astype(np.float32), (0, 0.45 * um, 0.45 * um))
+    density = draw(*kind.base) * (1 + draw(0.4, 1.3) * kind.clumps * clumps / max(clumps.std(), 1e-6))
+    density = density + kind.rim * draw(0.5, 1.3) * np.exp(-(((radius - 0.88) * short / (0.55 * um)) ** 2))
+    if kind.nucleolus:
+        spot = np.hypot(u - draw(-0.3, 0.3) * long, v - draw(-0.3, 0.3) * short) / (draw(0.6, 0.95) * um)
+        density = density + kind.nucleolus * draw(0.1, 1.2) * np.exp(-(spot**2))
+    eosin = kind.eosin * draw(0.8, 1.2) * (1 - 0.25 * np.exp(-((radius * 1.6) ** 2)))
+    return np.stack([np.maximum(density, 0.0) * coverage, eosin * coverage, coverage], 1).astype(np.float32)
