@@ -1,0 +1,395 @@
+"""One slide: find and rank the places for patches (scan), cut, label and write them (cut), draw what was chosen (overlay).
+
+All three are pure functions of the slide and their job, whichever process runs them and however often: that is what makes a
+run repeatable and resumable. Places are in level-0 pixels, top left corner.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from common.errors import UserError
+from common.files import replacing
+from common.seeding import derive_seed
+from data import tissue
+from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
+from data.slides import Reading, Slide, SlideError, aligned
+
+OFFSETS = 12  # grid positions tried along each axis to fit a piece of tissue
+MAX_PEN_SHARE = 0.01
+MIN_SHARPNESS = 25.0  # see docs: real tissue, sharp or softly focused, stays above; a Gaussian blur of 2 pixels falls below
+DENSE = 0.75  # patches with at least this share of tissue go before the others
+OVERLAY_SIDE = 1200
+JPEG_QUALITY = 95
+LABEL_COLOURS = {"benign": "#1b9e4b", "gleason3": "#2b6cff", "gleason4": "#ff9500", "gleason5": "#e0115f", "unlabelled": "#555555"}
+# Anything that libraries raise on a damaged file: recorded for the slide, the run goes on.
+UNREADABLE = (SlideError, OSError, ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know about one slide. mask_path is None where there is no mask."""
+
+    record: SlideRecord
+    path: Path
+    mask_path: Path | None
+    folder: Path
+    overlay: Path
+    patch_size: int
+    level: int
+    mpp: float | None
+    min_tissue: float
+    seed: int
+    format: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place for a patch. tissue: share of it, 0..1. label: what the mask's small level says; the full one decides later."""
+
+    x: int
+    y: int
+    tissue: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A slide's candidates, best first. cause: why there is none, else "". rejected: places left out, by reason."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+    cause: str = ""
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A patch that was written. index: its place in the scan's order."""
+
+    index: int
+    x: int
+    y: int
+    label: str
+    level: int
+    mpp: float | None
+    tissue: float
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What one cut gave: patches in the scan's order, the index to go on from, and rejections by reason."""
+
+    cuts: list[Cut]
+    next_index: int
+    rejected: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A slide that could not be used: where it failed (scan, mask, cut, overlay, worker) and why."""
+
+    slide_id: str
+    stage: str
+    reason: str
+
+
+def file_stem(slide_id: str) -> str:
+    """``slide_id`` as the start of a file name: letters, digits, dot, dash, underscore; at most 100; changed ones get a hash."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", slide_id).lstrip(".")[:100]
+    return safe if safe == slide_id else f"{safe}-{hashlib.sha256(slide_id.encode()).hexdigest()[:8]}"
+
+
+def relative_path(slide_id: str, label: str, x: int, y: int, extension: str) -> str:
+    """Where a patch lies inside the patch folder, with forward slashes."""
+    return f"{label}/{file_stem(slide_id)}_{x}_{y}.{extension}"
+
+
+def fingerprint(path: Path | None) -> list[int]:
+    """Size and modification time (ns) of a file, by which a changed slide is recognised; empty for a missing one."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        status = None
+    return [status.st_size, status.st_mtime_ns] if status else []
+
+
+# ---------------------------------------------------------------------------------------------------------------- scanning
+
+
+def scan(job: Job) -> Scan | Failure:
+    """Find tissue on the slide's small level and rank the places for patches."""
+    stage = "scan"
+    try:
+        with Slide(job.path) as slide:
+            reading = slide.reading(job.level, job.mpp)
+            downsample = slide.levels[reading.level].downsample
+            span = job.patch_size * reading.factor * downsample
+            overview, scale = slide.overview(max(1.0, min(16.0, span / 8)))
+            extent = slide.levels[0].width, slide.levels[0].height
+        found, rejected, cause = find_places(overview, scale, span, downsample, extent, job.min_tissue)
+        stage = "mask"
+        labels = _rough_labels(job, found, span, extent)
+    except UNREADABLE as error:
+        return Failure(job.record.slide_id, stage, _reason(error))
+    candidates = [Candidate(x, y, share, label) for (x, y, share), label in zip(found, labels, strict=True)]
+    return Scan(rank(candidates, job.record.slide_id, job.seed), cause, rejected)
+
+
+def find_places(
+    overview: np.ndarray, scale: float, span: float, downsample: float, extent: tuple[int, int], min_tissue: float
+) -> tuple[list[tuple[int, int, float]], dict[str, int], str]:
+    """Places for patches on tissue, as (x, y, tissue share) in level-0 pixels, with rejections by reason and the cause of none.
+
+    Each piece of tissue gets the grid that fits it best; patches never overlap, lie inside the slide and start on whole
+    pixels of the level they are read from. ``span``: side of a patch, ``scale``: side of an overview pixel, both in level-0
+    pixels; ``extent``: width and height of the slide.
+    """
+    mask, pen = tissue.find_tissue(overview), tissue.find_pen(overview)
+    shares, inked = tissue.Shares(mask), tissue.Shares(pen)
+    side = span / scale
+    taken: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    places, rejected = [], Counter()
+    for left, top, piece in _pieces(mask, side, min_tissue):
+        for x, y in _fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue):
+            share = float(shares(x / scale, y / scale, side, side))
+            if share < min_tissue or not _claim(taken, x, y, span):
+                continue
+            if inked(x / scale, y / scale, side, side) > MAX_PEN_SHARE:
+                rejected["pen"] += 1
+                continue
+            places.append((x, y, round(share, 4)))
+    cause = "" if places else _why_none(mask, rejected, min_tissue)
+    return places, dict(rejected), cause
+
+
+def _why_none(mask: np.ndarray, rejected: Counter, min_tissue: float) -> str:
+    if not mask.any():
+        return "no tissue found"
+    if rejected:
+        return f"pen marks on all {rejected['pen']} places with tissue"
+    return f"tissue on {mask.mean():.2%} of the slide, but nowhere {min_tissue:.0%} of a patch"
+
+
+def _pieces(mask: np.ndarray, side: float, min_tissue: float):
+    """Connected pieces of tissue, largest first: (left, top, mask of the piece), those too small for a patch left out."""
+    labels, _ = ndimage.label(mask)
+    boxes = ndimage.find_objects(labels)
+    sizes = np.bincount(labels.ravel(), minlength=len(boxes) + 1)[1:]
+    for index in sorted(range(len(boxes)), key=lambda i: (-sizes[i], i)):
+        if sizes[index] >= 0.5 * min_tissue * side * side:
+            rows, columns = boxes[index]
+            yield columns.start, rows.start, labels[rows, columns] == index + 1
+
+
+def _fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue):
+    """Corners of the grid over ``piece`` that holds the most patches with enough of it; level-0 pixels, aligned to the level."""
+    shares = tissue.Shares(piece)
+    height, width = piece.shape
+    best, chosen = (-1, -1.0), None
+    steps = np.arange(OFFSETS) / OFFSETS * side
+    for dy in steps:
+        ys = np.arange(-dy, height, side)
+        for dx in steps:
+            xs = np.arange(-dx, width, side)
+            share = shares(xs[None, :], ys[:, None], side, side)
+            enough = share >= max(min_tissue / 2, 1e-6)
+            score = int((share >= min_tissue).sum()), float(share[enough].sum())
+            if score > best:
+                best, chosen = score, (xs, ys, enough)
+    xs, ys, enough = chosen
+    for row, column in zip(*np.nonzero(enough), strict=True):
+        x, y = ((start + corner) * scale for start, corner in ((left, xs[column]), (top, ys[row])))
+        yield tuple(_inside(value, size, side * scale, downsample) for value, size in zip((x, y), extent, strict=True))
+
+
+def _inside(value: float, size: int, span: float, downsample: float) -> int:
+    """``value`` aligned to the level, moved so that ``span`` pixels from it lie inside ``size`` where they fit."""
+    last = int(np.floor((size - span) / downsample + 1e-6))
+    return aligned(min(max(round(value / downsample), 0), max(last, 0)) * downsample, downsample)
+
+
+def _claim(taken: dict, x: int, y: int, span: float) -> bool:
+    """Whether a patch at (x, y) overlaps none that was claimed before; claims the place when so."""
+    column, row = int(x // span), int(y // span)
+    near = [place for i in (-1, 0, 1) for j in (-1, 0, 1) for place in taken.get((column + i, row + j), ())]
+    if any(abs(x - other_x) < span - 0.5 and abs(y - other_y) < span - 0.5 for other_x, other_y in near):
+        return False
+    taken.setdefault((column, row), []).append((x, y))
+    return True
+
+
+def _rough_labels(job: Job, places, span: float, extent: tuple[int, int]) -> list[str]:
+    """Labels of ``places`` from the mask's small level: good enough to rank by."""
+    if job.mask_path is None or job.record.data_provider not in MASK_VALUES:
+        return ["unlabelled"] * len(places)
+    with Slide(job.mask_path) as mask:
+        if (mask.levels[0].width, mask.levels[0].height) != extent:
+            size = f"{mask.levels[0].width} x {mask.levels[0].height}"
+            raise SlideError(f"the mask has {size} pixels, the slide {extent[0]} x {extent[1]}")
+        small, scale = mask.overview(max(1.0, min(16.0, span / 8)), nearest=True)
+    red = small[..., 0]
+    illegal = set(np.unique(red).tolist()) - set(MASK_VALUES[job.record.data_provider])
+    if illegal:
+        found = ", ".join(map(str, sorted(illegal)[:5]))
+        raise SlideError(f"the mask holds values that {job.record.data_provider} does not use ({found}): damaged or lossy")
+    side = max(1, round(span / scale))
+    return [_label(red[int(y / scale) :, int(x / scale) :][:side, :side], job.record) for x, y, _ in places]
+
+
+def _label(mask: np.ndarray, record: SlideRecord) -> str:
+    return label_from_mask(mask, record.data_provider, record.gleason_score) if mask.size else "unlabelled"
+
+
+def rank(candidates: list[Candidate], slide_id: str, seed: int) -> list[Candidate]:
+    """The order in which candidates become patches.
+
+    Labels take turns, so that the commonest tissue of a slide does not crowd out its cancer, and unlabelled places come last.
+    Within a label, places dense with tissue come first; among equals a seeded hash of the place decides, so that no part of
+    the slide is preferred.
+    """
+    by_label = {label: [] for label in LABELS}
+    for candidate in candidates:
+        order = (candidate.tissue < DENSE, derive_seed(seed, f"{slide_id}/{candidate.x}/{candidate.y}"))
+        by_label[candidate.label].append((order, candidate))
+    turns = []
+    for label, items in by_label.items():
+        items.sort(key=lambda item: item[0])
+        turns += [((label == "unlabelled", turn, label), candidate) for turn, (_, candidate) in enumerate(items)]
+    return [candidate for _, candidate in sorted(turns, key=lambda item: item[0])]
+
+
+# ----------------------------------------------------------------------------------------------------------------- cutting
+
+
+def cut(job: Job, candidates: list[Candidate], start: int, wanted: int) -> Cutting | Failure:
+    """Write the first ``wanted`` patches that pass at full resolution, going through ``candidates`` from index ``start``."""
+    cuts: list[Cut] = []
+    rejected: Counter = Counter()
+    position = start
+    try:
+        with Slide(job.path) as slide:
+            cutter = _Cutter(job, slide, slide.reading(job.level, job.mpp))
+            while len(cuts) < wanted and position < len(candidates):
+                batch = range(position, min(position + wanted - len(cuts), len(candidates)))
+                results = cutter.batch(batch, candidates)
+                cuts += [results[i] for i in batch if isinstance(results[i], Cut)]
+                rejected.update(results[i] for i in batch if isinstance(results[i], str))
+                position = batch.stop
+            cutter.close()
+    except UNREADABLE as error:
+        if isinstance(error, UserError) and not isinstance(error, SlideError):
+            raise
+        return Failure(job.record.slide_id, "cut", _reason(error))
+    return Cutting(cuts, position, dict(rejected))
+
+
+class _Cutter:
+    """Reads, tests, labels and writes patches of one open slide."""
+
+    def __init__(self, job: Job, slide: Slide, reading: Reading):
+        self.job, self.slide, self.reading = job, slide, reading
+        labelled = job.mask_path is not None and job.record.data_provider in MASK_VALUES
+        self.mask = Slide(job.mask_path) if labelled else None
+        self.span = job.patch_size * reading.factor * slide.levels[reading.level].downsample
+
+    def close(self) -> None:
+        if self.mask:
+            self.mask.__exit__()
+
+    def batch(self, indices: range, candidates: list[Candidate]) -> dict[int, Cut | str]:
+        """Cut candidates in the order in which they lie on the slide, so that each tile is decoded once."""
+        rows = 512 * self.slide.levels[self.reading.level].downsample
+        in_place = sorted(indices, key=lambda i: (candidates[i].y // rows, candidates[i].x, candidates[i].y))
+        return {i: self.one(i, candidates[i]) for i in in_place}
+
+    def one(self, index: int, place: Candidate) -> Cut | str:
+        """The patch that was written, or the reason why it was not."""
+        patch = self.slide.read_patch(self.reading, place.x, place.y, self.job.patch_size)
+        if tissue.is_blank(patch):
+            return "blank"
+        if tissue.pen_share(patch) > MAX_PEN_SHARE:
+            return "pen"
+        sharp = round(tissue.sharpness(patch), 2)
+        if sharp < MIN_SHARPNESS:
+            return "blur"
+        label = "unlabelled"
+        if self.mask:
+            label = _label(self.mask.read_labels(place.x, place.y, self.span, self.job.patch_size), self.job.record)
+        target = self.job.folder / relative_path(self.job.record.slide_id, label, place.x, place.y, self.job.format)
+        write_picture(target, patch)
+        mpp = None if self.reading.mpp is None else round(self.reading.mpp, 6)
+        return Cut(index, place.x, place.y, label, self.reading.level, mpp, place.tissue, sharp)
+
+
+def write_picture(path: Path, rgb: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 as PNG or JPEG by the name's ending, whole or not at all. UserError where the disk refuses."""
+    data = encode(rgb, path.suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, durable=False) as file:
+            file.write(data)
+    except OSError as error:
+        hint = "free some space" if error.errno == errno.ENOSPC else "check the folder"
+        raise UserError(f"{path} cannot be written ({error.strerror}); {hint} and start again, it goes on from here") from error
+
+
+def encode(rgb: np.ndarray, suffix: str) -> bytes:
+    """A picture's file content: PNG (lossless) or JPEG of quality 95 without chroma subsampling."""
+    buffer = io.BytesIO()
+    if suffix == ".png":
+        Image.fromarray(rgb).save(buffer, "PNG", compress_level=1)
+    else:
+        Image.fromarray(rgb).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says what was wrong with a slide."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, SlideError) else f"{type(error).__name__}: {text}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- overlays
+
+
+def draw_overlay(job: Job, cuts: list[Cut]) -> Failure | None:
+    """Write the slide's small level with the tissue's outline and the chosen patches, coloured by label."""
+    try:
+        with Slide(job.path) as slide:
+            overview, scale = slide.overview()
+            reading = slide.reading(job.level, job.mpp)
+            span = job.patch_size * reading.factor * slide.levels[reading.level].downsample
+        write_picture(job.overlay, np.asarray(_overlay(overview, scale, span, cuts)))
+    except UNREADABLE as error:
+        if isinstance(error, UserError) and not isinstance(error, SlideError):
+            raise
+        return Failure(job.record.slide_id, "overlay", _reason(error))
+    return None
+
+
+def _overlay(overview: np.ndarray, scale: float, span: float, cuts: list[Cut]) -> Image.Image:
+    zoom = OVERLAY_SIDE / max(overview.shape[:2])
+    size = tuple(max(1, round(side * zoom)) for side in overview.shape[1::-1])
+    picture = Image.fromarray(overview).resize(size)
+    mask = Image.fromarray(tissue.find_tissue(overview)).resize(size, Image.Resampling.NEAREST)
+    mask = np.asarray(mask)
+    outline = mask & ~ndimage.binary_erosion(mask, iterations=2)
+    pixels = np.array(picture)
+    pixels[outline] = (20, 20, 20)
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    for item in cuts:
+        x, y, side = (value / scale * zoom for value in (item.x, item.y, span))
+        draw.rectangle((x, y, x + side - 1, y + side - 1), outline=LABEL_COLOURS[item.label], width=max(1, round(side / 24)))
+    return picture

@@ -1,0 +1,432 @@
+"""From a folder of slides to a folder of labelled patches, exactly as many as wanted where there is enough tissue.
+
+Slides are scanned first (tissue, candidates), then the wanted number is spread over provider, grade and slides, then each
+slide is cut. Places that turn out blank, blurred or inked at full resolution are replaced by the slide's next candidates, then by
+other slides', round by round. What each slide gives depends on nothing but the slide, the settings and its share, so a run
+that was stopped, or killed, continues and ends with the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from common.cli import existing_folder
+from common.errors import UserError
+from common.files import replacing, write_text
+from common.progress import say, track
+from common.seeding import derive_seed
+from data import cutting, manifest
+from data.allocation import Supply, allocate
+from data.cutting import Cut, Cutting, Failure, Job, Scan, file_stem, fingerprint, relative_path
+from data.journal import Journal, Known
+from data.manifest import Patch, write_manifest
+from data.panda import KNOWN_BAD, LABELS, SlideRecord, read_train_csv, split_by_slide
+from data.slides import slide_files
+from data.workers import WorkerDied, run_jobs
+
+SETTINGS_NAME = "extract.json"
+FAILED_NAME = "failed_slides.csv"
+FORMATS = ("png", "jpg")
+SECONDS_BETWEEN_MANIFESTS = 15.0
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """What is extracted. Folders apart, units: patch_size in pixels of the patch, mpp in micrometres per pixel (then ``level``
+    is not used), min_tissue as a share 0..1, max_per_slide None for no limit, workers 0 for none but this process."""
+
+    data_dir: Path = Path("datasets/panda")
+    output_dir: Path = Path("datasets/patches")
+    patch_size: int = 256
+    level: int = 0
+    mpp: float | None = None
+    max_patches: int = 10_000
+    max_per_slide: int | None = None
+    min_tissue: float = 0.5
+    workers: int = 1
+    seed: int = 0
+    format: str = "png"
+
+
+@dataclass
+class ExtractResult:
+    """What came of it. empty: slides without a patch and why. left_out: reasons with the number of slides. rejected: places on
+    tissue that were not used, by reason. made: patches cut by this run; seconds: how long it took."""
+
+    patches: list[Patch] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    empty: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    slides: int = 0
+    made: int = 0
+    seconds: float = 0.0
+
+
+def overlay_folder(output_dir: Path) -> Path:
+    """Where overlays lie: beside the patch folder, since inside it ImageFolder would take them for a class."""
+    resolved = Path(output_dir).resolve()
+    return resolved.parent / "overlays" / resolved.name
+
+
+def extract(settings: ExtractSettings) -> ExtractResult:
+    """Run the whole extraction, or continue it. Raises UserError where the folders or settings do not allow it."""
+    start = time.monotonic()
+    result = ExtractResult()
+    jobs = find_slides(settings, result)
+    _claim_folder(settings)
+    with Journal(settings.output_dir) as journal:
+        run = _Run(settings, jobs, journal, result)
+        run.reconcile()
+        run.scan()
+        run.cut()
+        run.finish()
+        run.draw()
+    result.seconds = time.monotonic() - start
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------------ slides
+
+
+def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, Job]:
+    """Jobs by slide id, in the order of the ids: PANDA's layout where there is a train.csv, else every slide in the folder."""
+    folder = existing_folder(
+        settings.data_dir, "slides", "download them (download_panda_data.py) or name their folder with --data_dir"
+    )
+    images = folder / "train_images" if (folder / "train_images").is_dir() else folder
+    files = _by_id(slide_files(images) + (slide_files(folder) if images != folder else []))
+    table = folder / "train.csv"
+    records = _panda_records(table, files, result) if table.exists() else {name: SlideRecord(name) for name in files}
+    if not records:
+        raise UserError(f"no slides in {images}; put slides there or name another folder with --data_dir")
+    jobs = {}
+    for slide_id in sorted(records):
+        mask = folder / "train_label_masks" / f"{slide_id}_mask.tiff"
+        jobs[slide_id] = _job(settings, records[slide_id], files[slide_id], mask)
+    return jobs
+
+
+def _job(settings: ExtractSettings, record: SlideRecord, path: Path, mask: Path) -> Job:
+    return Job(
+        record,
+        path,
+        mask if mask.exists() else None,
+        settings.output_dir,
+        overlay_folder(settings.output_dir) / f"{file_stem(record.slide_id)}.jpg",
+        settings.patch_size,
+        settings.level,
+        settings.mpp,
+        settings.min_tissue,
+        settings.seed,
+        settings.format,
+    )
+
+
+def _by_id(paths: list[Path]) -> dict[str, Path]:
+    """Slide id (the file's name without its ending) -> file; where two would have the same id, later ones keep the ending."""
+    files: dict[str, Path] = {}
+    for path in paths:
+        files[path.stem if path.stem not in files else path.name] = path
+    return files
+
+
+def _panda_records(table: Path, files: dict[str, Path], result: ExtractResult) -> dict[str, SlideRecord]:
+    """Records of the slides that are on the disk and fit for use; what is left out is counted in ``result.left_out``."""
+    records: dict[str, SlideRecord] = {}
+    left_out: Counter = Counter()
+    for record in read_train_csv(table):
+        if record.slide_id in KNOWN_BAD:
+            left_out[f"known to be bad ({KNOWN_BAD[record.slide_id]})"] += 1
+        elif record.slide_id in records:
+            left_out["named twice in train.csv (the first line counts)"] += 1
+        elif record.slide_id not in files:
+            left_out["in train.csv but not on the disk"] += 1
+        else:
+            records[record.slide_id] = record
+    strangers = {name: SlideRecord(name) for name in files if name not in records and name not in KNOWN_BAD}
+    if strangers:
+        say(f"{len(strangers)} slide(s) on the disk are not in {table.name}: their patches stay unlabelled")
+    result.left_out = dict(left_out)
+    return records | strangers
+
+
+# ---------------------------------------------------------------------------------------------------------------- settings
+
+
+def _fixed(settings: ExtractSettings) -> dict:
+    """The settings that must stay the same when a folder is used again."""
+    values = asdict(settings) | {"data_dir": str(settings.data_dir.resolve())}
+    return {name: values[name] for name in values if name not in {"output_dir", "workers", "max_patches"}}
+
+
+def _claim_folder(settings: ExtractSettings) -> None:
+    """Make the output folder and write its extract.json, or check that it was made with the same settings."""
+    folder, path = settings.output_dir, settings.output_dir / SETTINGS_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
+        elif any((folder / name).exists() for name in (manifest.NAME, *LABELS)):
+            raise UserError(f"{folder} holds patches but no {SETTINGS_NAME}; use another --output_dir")
+        write_text(
+            path,
+            json.dumps({"settings": _fixed(settings) | {"max_patches": settings.max_patches}, "versions": _versions()}, indent=2),
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); use another --output_dir") from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used as --output_dir ({error.strerror}); name a folder that can be written") from error
+
+
+def _check_same(before: dict, settings: ExtractSettings) -> None:
+    different = [name for name, value in _fixed(settings).items() if before[name] != value]
+    if settings.max_patches < int(before["max_patches"]):
+        different.append("max_patches")  # more can be added later, fewer would mean to delete
+    if different:
+        named = ", ".join(f"{name} {before[name]}" for name in different)
+        raise UserError(f"{settings.output_dir} was made with {named}; use the same settings again or another --output_dir")
+
+
+def _versions() -> dict[str, str]:
+    names = ("openslide-python", "openslide-bin", "tifffile", "imagecodecs", "pillow", "numpy", "scipy")
+    found = {}
+    for name in names:
+        with contextlib.suppress(ModuleNotFoundError):  # PackageNotFoundError is one
+            found[name] = version(name)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------- the run
+
+
+class _Run:
+    """One extraction under way: the journal, what each slide has given so far, and who failed."""
+
+    def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult):
+        self.settings, self.jobs, self.journal, self.result = settings, jobs, journal, result
+        self.splits = split_by_slide([job.record for job in jobs.values()])
+        self.quotas = dict.fromkeys(jobs, 0)
+        self.failed: dict[str, Failure] = {}
+        self.last_manifest = time.monotonic()
+
+    def reconcile(self) -> None:
+        """Forget what changed or vanished since the journal was written, then remove our files that no row will name."""
+        for slide_id, job in self.jobs.items():
+            known = self.journal.known(slide_id)
+            if known.scan and known.fingerprint != _fingerprints(job):
+                known.scan, known.cuts, known.next_index = None, [], 0
+        present = {f"{label}/{name}" for label in LABELS for name in _sizes(self.settings.output_dir / label)}
+        for slide_id, known in self.journal.slides.items():
+            if any(self._path(slide_id, item) not in present for item in known.cuts):
+                known.cuts, known.next_index, known.rejected = [], 0, {}
+        if present:
+            self._write_manifest()
+            self._remove_strays()
+
+    def scan(self) -> None:
+        """Scan the slides that are new or changed."""
+        todo = [job for slide_id, job in self.jobs.items() if not self.journal.known(slide_id).scan]
+        if todo:
+            say(f"scanning {len(todo)} of {len(self.jobs)} slides for tissue")
+        for job, outcome in self._work(cutting.scan, todo, "scan"):
+            if isinstance(outcome, Scan):
+                self.journal.record_scan(job.record.slide_id, _fingerprints(job), outcome)
+
+    def cut(self) -> None:
+        """Share out and cut, round by round, until the number is reached or the candidates end."""
+        while True:
+            short = self._share_out()
+            if not short:
+                return
+            tasks = [(self.jobs[slide_id], *self._rest(slide_id)) for slide_id in short]
+            say(f"cutting {sum(task[-1] for task in tasks)} patches from {len(tasks)} slides")
+            for (job, *_), outcome in self._work(_cut_task, tasks, "cut"):
+                if isinstance(outcome, Cutting):
+                    self._add(job.record.slide_id, outcome)
+
+    def finish(self) -> None:
+        """Write the manifest and failed_slides.csv; remove patches that another share-out had made."""
+        self.result.patches = sorted(self._patches(), key=lambda patch: patch.path)
+        write_manifest(self.settings.output_dir, self.result.patches)
+        for slide_id in self.jobs:
+            known = self.journal.known(slide_id)
+            if slide_id not in self.failed and len(known.cuts) > self.quotas[slide_id]:
+                kept = known.cuts[: self.quotas[slide_id]]
+                self.journal.record_cuts(slide_id, kept, kept[-1].index + 1 if kept else 0, known.rejected)
+        self._remove_strays()
+        self.result.failed = sorted(self.failed.values(), key=lambda failure: failure.slide_id)
+        _write_failed(self.settings.output_dir / FAILED_NAME, self.result.failed)
+        self._summarise()
+
+    def draw(self) -> None:
+        """Draw the overlays that are missing or show other patches than the chosen ones."""
+        tasks = []
+        for slide_id, job in self.jobs.items():
+            known = self.journal.known(slide_id)
+            if known.scan and slide_id not in self.failed and (known.drawn != _digest(known.cuts) or not job.overlay.exists()):
+                tasks.append((job, known.cuts))
+        for (job, cuts), outcome in self._work(_draw_task, tasks, "draw"):
+            if outcome is None:
+                self.journal.record_overlay(job.record.slide_id, _digest(cuts))
+
+    def _work(self, function: Callable, tasks: list, what: str) -> Iterator[tuple]:
+        """Run tasks in workers with progress; failures are set aside and said, everything else is yielded."""
+        if not tasks:
+            return
+        results = run_jobs(function, tasks, min(self.settings.workers, len(tasks)))
+        with contextlib.closing(results):
+            for task, outcome in track(results, what, len(tasks), "slides"):
+                job = task if isinstance(task, Job) else task[0]
+                if isinstance(outcome, WorkerDied):
+                    reason = "its worker process died twice: a crash in the decoder, or not enough memory (try fewer --workers)"
+                    outcome = Failure(job.record.slide_id, what, reason)
+                if isinstance(outcome, Failure):
+                    self.failed[outcome.slide_id] = outcome
+                    say(f"warning: slide {outcome.slide_id} left out ({outcome.stage}): {outcome.reason}")
+                else:
+                    yield task, outcome
+
+    def _share_out(self) -> list[str]:
+        """Set the quotas; return the slides that still have candidates to cut for theirs."""
+        usable = [slide_id for slide_id in self.jobs if slide_id not in self.failed and self.journal.known(slide_id).scan]
+        usable.sort(key=lambda slide_id: derive_seed(self.settings.seed, f"share/{slide_id}"))
+        supplies = [self._supply(slide_id) for slide_id in usable]
+        self.quotas = dict.fromkeys(self.jobs, 0) | dict(zip(usable, allocate(self.settings.max_patches, supplies), strict=True))
+        return sorted(slide_id for slide_id in usable if self._short(slide_id))
+
+    def _supply(self, slide_id: str) -> Supply:
+        """What a slide can still give, as far as the quotas until now have had it looked at, whatever the journal knows beyond."""
+        known, record = self.journal.known(slide_id), self.jobs[slide_id].record
+        cuts, looked_at = self._seen(slide_id)
+        named = sum(item.label != "unlabelled" for item in known.scan.candidates)
+        labelled = sum(item.index < named for item in cuts) + max(named - looked_at, 0)
+        total = len(cuts) + len(known.scan.candidates) - looked_at
+        limit = self.settings.max_per_slide or total
+        labelled, total = min(labelled, limit), min(total, limit)
+        return Supply((record.data_provider, record.isup_grade), labelled, total - labelled, len(cuts))
+
+    def _seen(self, slide_id: str) -> tuple[list[Cut], int]:
+        """The cuts inside the present quota and the number of candidates that it took to find them."""
+        known, quota = self.journal.known(slide_id), self.quotas[slide_id]
+        cuts = known.cuts[:quota]
+        if len(cuts) < quota:
+            return cuts, known.next_index
+        return cuts, cuts[-1].index + 1 if cuts else 0
+
+    def _short(self, slide_id: str) -> bool:
+        known = self.journal.known(slide_id)
+        return len(known.cuts) < self.quotas[slide_id] and known.next_index < len(known.scan.candidates)
+
+    def _rest(self, slide_id: str) -> tuple[list, int, int]:
+        known = self.journal.known(slide_id)
+        return known.scan.candidates, known.next_index, self.quotas[slide_id] - len(known.cuts)
+
+    def _add(self, slide_id: str, outcome: Cutting) -> None:
+        known = self.journal.known(slide_id)
+        rejected = dict(Counter(known.rejected) + Counter(outcome.rejected))
+        self.journal.record_cuts(slide_id, known.cuts + outcome.cuts, outcome.next_index, rejected)
+        self.result.made += len(outcome.cuts)
+        if time.monotonic() - self.last_manifest > SECONDS_BETWEEN_MANIFESTS:
+            self._write_manifest()
+
+    def _path(self, slide_id: str, item: Cut) -> str:
+        return relative_path(slide_id, item.label, item.x, item.y, self.settings.format)
+
+    def _patches(self, whole_journal: bool = False) -> Iterator[Patch]:
+        """Rows of the manifest: the cuts inside the quotas, or everything on the disk while the run is under way."""
+        for slide_id, job in self.jobs.items():
+            if slide_id in self.failed:
+                continue
+            cuts = self.journal.known(slide_id).cuts
+            for item in cuts if whole_journal else cuts[: self.quotas[slide_id]]:
+                yield _row(job.record, item, self._path(slide_id, item), self.splits[slide_id])
+
+    def _write_manifest(self) -> None:
+        write_manifest(self.settings.output_dir, self._patches(whole_journal=True))
+        self.last_manifest = time.monotonic()
+
+    def _remove_strays(self) -> None:
+        """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed."""
+        rows = {patch.path for patch in self._patches(whole_journal=True)}
+        stems = {file_stem(slide_id): self.journal.known(slide_id) for slide_id in self.journal.slides}
+        for label in LABELS:
+            for name in _sizes(self.settings.output_dir / label, with_empty=True):
+                if f"{label}/{name}" not in rows and _is_ours(name, stems):
+                    (self.settings.output_dir / label / name).unlink(missing_ok=True)
+
+    def _summarise(self) -> None:
+        rejected: Counter = Counter()
+        giving = Counter(patch.slide_id for patch in self.result.patches)
+        for slide_id in self.jobs:
+            known = self.journal.known(slide_id)
+            if known.scan:
+                rejected.update(known.scan.rejected)
+                rejected.update(known.rejected)
+                if not giving[slide_id] and slide_id not in self.failed:
+                    self.result.empty[slide_id] = _why_empty(known, self.quotas[slide_id])
+        self.result.rejected, self.result.slides = dict(rejected), len(giving)
+
+
+def _cut_task(task: tuple) -> Cutting | Failure:
+    return cutting.cut(*task)
+
+
+def _draw_task(task: tuple) -> Failure | None:
+    return cutting.draw_overlay(*task)
+
+
+def _fingerprints(job: Job) -> list[int]:
+    return fingerprint(job.path) + fingerprint(job.mask_path)
+
+
+def _digest(cuts: list[Cut]) -> str:
+    return hashlib.sha256(repr(cuts).encode()).hexdigest()[:16]
+
+
+def _sizes(folder: Path, with_empty: bool = False) -> list[str]:
+    """Names of the files in a folder that hold something."""
+    if not folder.is_dir():
+        return []
+    return [entry.name for entry in folder.iterdir() if entry.is_file() and (with_empty or entry.stat().st_size)]
+
+
+_OURS = re.compile(r"\.?(?P<stem>.+)_(?P<x>\d+)_(?P<y>\d+)\.(png|jpg)(\.\d+\.\d+\.tmp)?")
+
+
+def _is_ours(name: str, stems: dict[str, Known]) -> bool:
+    """Whether a file in a label folder was made by this program from a place that the journal knows."""
+    match = _OURS.fullmatch(name)
+    known = match and stems.get(match["stem"])
+    return bool(known and (int(match["x"]), int(match["y"])) in known.places)
+
+
+def _row(record: SlideRecord, item: Cut, path: str, split: str) -> Patch:
+    numbers = {"x": item.x, "y": item.y, "level": item.level, "mpp": item.mpp, "tissue": item.tissue, "sharpness": item.sharpness}
+    return Patch(path=path, **asdict(record), label=item.label, **numbers, split=split)
+
+
+def _why_empty(known: Known, quota: int) -> str:
+    if known.scan.cause:
+        return known.scan.cause
+    if not quota and not known.rejected:
+        return "no patch was needed from it"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(known.rejected.items()))
+    return f"all {len(known.scan.candidates)} places with tissue were rejected ({reasons})"
+
+
+def _write_failed(path: Path, failures: list[Failure]) -> None:
+    with replacing(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("slide_id", "stage", "reason"))
+        writer.writerows((failure.slide_id, failure.stage, failure.reason) for failure in failures)

@@ -1,0 +1,293 @@
+"""Open whole-slide images: levels, micrometres per pixel, and regions as RGB with white outside the slide.
+
+OpenSlide decides what a slide is and reads every format it knows. Levels of plain tiled TIFF (PANDA's slides and masks, Aperio
+with JPEG) are read tile by tile with tifffile instead: each tile is decoded once and patches are cut from it, which gives
+the pixels that OpenSlide gives at level 0 without its compositing, by far its most expensive step.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.errors import UserError
+
+SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif")
+PLAUSIBLE_MPP = (0.02, 50.0)  # what a microscope can mean; 72 dpi left by an image editor would say 353
+TILE_CACHE_BYTES = 256 * 2**20  # two rows of 512-pixel tiles of a slide 80,000 pixels wide
+MAX_TILE_PIXELS = 4096 * 4096
+MAX_OVERVIEW_PIXELS = 16_000_000
+MAX_LEVEL_PIXELS = 20_000_000_000  # reading more than this for an overview takes minutes: the slide lacks its small levels
+BLOCK = 2048  # side of the blocks in which a large level is reduced to an overview
+_COMPRESSION_JPEG, _LOSSLESS = 7, {1, 5, 8, 32946}  # TIFF tag 259: none, LZW, two numbers for deflate
+_DECODING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error)
+
+
+class SlideError(UserError):
+    """One slide (or its mask) cannot be used; the text is the reason that the user reads, without the path."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid: width and height in its own pixels, and level-0 pixels per pixel of it."""
+
+    width: int
+    height: int
+    downsample: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How patches of one slide are read: ``factor`` pixels of ``level`` become one pixel of the patch; mpp is the patch's own."""
+
+    level: int
+    factor: float
+    mpp: float | None
+
+
+class Slide:
+    """An open slide. Use as a context manager; open it in the process that reads from it.
+
+    ``levels``: list of Level, largest first. ``mpp``: micrometres per level-0 pixel, None when the file states none that is
+    plausible. Raises SlideError when the file cannot be opened or a region cannot be decoded.
+    """
+
+    def __init__(self, path: Path, fast: bool = True):
+        self.path = Path(path)
+        self._slide = _open(self.path)
+        self.levels = [
+            Level(*size, downsample)
+            for size, downsample in zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
+        ]
+        self.mpp = _mpp(self._slide.properties)
+        self._tiles = _TiffTiles.of(self.path, self._slide, self.levels) if fast else None
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._slide.close()
+        if self._tiles:
+            self._tiles.close()
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Region as (height, width, 3) uint8. ``x, y``: top left corner in pixels of ``level``; outside the slide is white."""
+        if self._tiles and level in self._tiles.pages:
+            region = self._tiles.read(level, x, y, width, height)
+            if region is not None:
+                return region
+        return self._read_openslide(level, x, y, width, height)
+
+    def _read_openslide(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        from openslide import OpenSlideError
+
+        downsample = self.levels[level].downsample
+        try:
+            region = self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
+        except OpenSlideError as error:
+            raise SlideError(f"a region of level {level} cannot be decoded ({error})") from error
+        white = Image.new("RGB", region.size, "white")
+        white.paste(region, mask=region.getchannel("A"))
+        return np.asarray(white)
+
+    def overview(self, finest: float = 16.0, nearest: bool = False) -> tuple[np.ndarray, float]:
+        """The whole slide, small, and the level-0 pixels that one of its pixels spans.
+
+        Reads the smallest level whose downsample is at most ``finest`` (or coarser where that would be too many pixels) and
+        averages what is left; ``nearest`` picks pixels instead, for masks. Shape (H, W, 3) uint8.
+        """
+        base = self.levels[0]
+        wanted = max(finest, math.sqrt(base.width * base.height / MAX_OVERVIEW_PIXELS))
+        index = max(i for i, level in enumerate(self.levels) if i == 0 or level.downsample <= wanted * 1.1)
+        level = self.levels[index]
+        if level.width * level.height > MAX_LEVEL_PIXELS:
+            raise SlideError(f"{level.width} x {level.height} pixels and no small level to find tissue on")
+        step = max(1, round(wanted / level.downsample))
+        small = self._reduced(index, step, nearest) if step > 1 else self.read(index, 0, 0, level.width, level.height)
+        return small, level.downsample * step
+
+    def _reduced(self, index: int, step: int, nearest: bool) -> np.ndarray:
+        level = self.levels[index]
+        block = BLOCK // step * step or step
+        out = np.empty((-(-level.height // step), -(-level.width // step), 3), np.uint8)
+        for y in range(0, level.height, block):
+            for x in range(0, level.width, block):
+                region = self.read(index, x, y, min(block, level.width - x), min(block, level.height - y))
+                part = region[::step, ::step] if nearest else np.asarray(Image.fromarray(region).reduce(step))
+                out[y // step : y // step + part.shape[0], x // step : x // step + part.shape[1]] = part
+        return out
+
+    def reading(self, level: int = 0, mpp: float | None = None) -> Reading:
+        """How to read patches at pyramid ``level``, or at ``mpp`` micrometres per pixel when that is given.
+
+        For ``mpp`` the coarsest level that is still as fine as wanted is read and reduced. Raises SlideError where the level
+        does not exist, the slide states no mpp, or it would have to be enlarged by more than a quarter.
+        """
+        if mpp is None:
+            if level >= len(self.levels):
+                raise SlideError(f"has {len(self.levels)} level(s), level {level} does not exist")
+            return Reading(level, 1.0, self.mpp and self.mpp * self.levels[level].downsample)
+        if self.mpp is None:
+            raise SlideError("states no micrometres per pixel, which --mpp needs; use --level for it")
+        if self.mpp > mpp * 1.25:
+            raise SlideError(f"has {self.mpp:.4g} um/pixel at best, too coarse for {mpp:g} um/pixel")
+        fine = [i for i, item in enumerate(self.levels) if i == 0 or self.mpp * item.downsample <= mpp * 1.02]
+        factor = mpp / (self.mpp * self.levels[fine[-1]].downsample)
+        same = abs(factor - 1) < 0.005
+        return Reading(fine[-1], 1.0 if same else factor, mpp)
+
+    def read_patch(self, reading: Reading, x: int, y: int, size: int) -> np.ndarray:
+        """Patch as (size, size, 3) uint8. ``x, y``: top left corner in level-0 pixels, as ``on_level`` aligned it."""
+        downsample = self.levels[reading.level].downsample
+        left, top = round(x / downsample), round(y / downsample)
+        if reading.factor == 1.0:
+            return self.read(reading.level, left, top, size, size)
+        span = size * reading.factor
+        region = Image.fromarray(self.read(reading.level, left, top, math.ceil(span), math.ceil(span)))
+        return np.asarray(region.resize((size, size), Image.Resampling.LANCZOS, box=(0, 0, span, span)))
+
+    def read_labels(self, x: int, y: int, span: float, size: int) -> np.ndarray:
+        """A mask's red channel over ``span`` level-0 pixels, nearest neighbour at level 0, about ``size`` pixels a side, uint8."""
+        span, step = round(span), max(1, int(span / size))
+        rows = range(0, span, step)
+        if step == 1:
+            return self.read(0, x, y, span, span)[..., 0]
+        return np.stack([self.read(0, x, y + row, span, 1)[0, ::step, 0] for row in rows])
+
+
+def aligned(value: float, downsample: float) -> int:
+    """The level-0 coordinate nearest to ``value`` that a whole pixel of a level with ``downsample`` starts at."""
+    return round(round(value / downsample) * downsample)
+
+
+def _open(path: Path):
+    try:
+        import openslide
+    except ImportError as error:
+        raise UserError(f"reading slides needs openslide ({error}); pip install -r requirements.txt") from error
+    if not path.is_file():
+        raise SlideError("is not a file")
+    if path.stat().st_size == 0:
+        raise SlideError("is empty (0 bytes); fetch it again")
+    try:
+        return openslide.OpenSlide(str(path))
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"cannot be opened, truncated or not a slide ({error})") from error
+    except OSError as error:
+        raise SlideError(f"cannot be opened ({error.strerror or error})") from error
+
+
+def _mpp(properties) -> float | None:
+    """Micrometres per level-0 pixel from OpenSlide's own property, else from TIFF resolution tags."""
+    try:
+        mpp = float(properties.get("openslide.mpp-x") or 0)
+        if not mpp:
+            unit = {"centimeter": 10_000.0, "inch": 25_400.0}[properties.get("tiff.ResolutionUnit", "")]
+            mpp = unit / float(properties["tiff.XResolution"])
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+    return mpp if PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] else None
+
+
+class _TiffTiles:
+    """Reads the tiled levels of a TIFF tile by tile and keeps the last tiles decoded, up to TILE_CACHE_BYTES."""
+
+    def __init__(self, tiff, pages: dict[int, object]):
+        self._tiff = tiff
+        self.pages = pages
+        self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._bytes = 0
+
+    @classmethod
+    def of(cls, path: Path, slide, levels: list[Level]) -> _TiffTiles | None:
+        """The reader for a file where it applies to some level, else None."""
+        import tifffile
+
+        if slide.properties.get("openslide.vendor") not in {"generic-tiff", "aperio"}:
+            return None
+        try:
+            tiff = tifffile.TiffFile(path)
+            pages = {}
+            for page in tiff.pages:
+                size = (page.imagewidth, page.imagelength)
+                match = [i for i, level in enumerate(levels) if (level.width, level.height) == size and i not in pages]
+                if match and _readable(page):
+                    pages[match[0]] = page
+        except (*_DECODING_ERRORS, tifffile.TiffFileError):
+            return None
+        return cls(tiff, pages)
+
+    def close(self) -> None:
+        self._tiff.close()
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray | None:
+        """As ``Slide.read``; None where a tile cannot be decoded here, so that OpenSlide has the last word."""
+        page = self.pages[level]
+        out = np.full((height, width, 3), 255, np.uint8)
+        tile_w, tile_h = page.tilewidth, page.tilelength
+        right, bottom = min(x + width, page.imagewidth), min(y + height, page.imagelength)
+        for row in range(max(y, 0) // tile_h, -(-bottom // tile_h)):
+            for column in range(max(x, 0) // tile_w, -(-right // tile_w)):
+                try:
+                    tile = self._tile(level, row * -(-page.imagewidth // tile_w) + column)
+                except _DECODING_ERRORS:
+                    return None
+                if tile is not None:
+                    _paste(out, tile, column * tile_w - x, row * tile_h - y, right - x, bottom - y)
+        return out
+
+    def _tile(self, level: int, index: int) -> np.ndarray | None:
+        """Decoded tile (h, w, 3); None for a tile that the file leaves out."""
+        key = level, index
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        page = self.pages[level]
+        count = page.databytecounts[index]
+        if not count:
+            return None
+        handle = self._tiff.filehandle
+        handle.seek(page.dataoffsets[index])
+        data = handle.read(count)
+        if len(data) != count or (page.compression == _COMPRESSION_JPEG and data.rstrip(b"\0")[-2:] != b"\xff\xd9"):
+            raise ValueError("tile is cut short")
+        tile = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
+        self._cache[key] = tile
+        self._bytes += tile.nbytes
+        while self._bytes > TILE_CACHE_BYTES:
+            self._bytes -= self._cache.popitem(last=False)[1].nbytes
+        return tile
+
+
+def _readable(page) -> bool:
+    """Whether a TIFF page is 8-bit RGB in tiles that tifffile decodes exactly as OpenSlide does."""
+    return bool(
+        page.is_tiled
+        and page.bitspersample == 8
+        and page.samplesperpixel == 3
+        and page.planarconfig == 1
+        and (page.compression == _COMPRESSION_JPEG or (page.compression in _LOSSLESS and page.photometric == 2))
+        and page.photometric in {2, 6}
+        and 0 < page.tilewidth * page.tilelength <= MAX_TILE_PIXELS
+    )
+
+
+def _paste(out: np.ndarray, tile: np.ndarray, x: int, y: int, right: int, bottom: int) -> None:
+    """Copy ``tile`` to ``out`` at (x, y), which may lie outside; nothing is written beyond (right, bottom)."""
+    x0, y0 = max(x, 0), max(y, 0)
+    x1, y1 = min(x + tile.shape[1], right), min(y + tile.shape[0], bottom)
+    if x1 > x0 and y1 > y0:
+        out[y0:y1, x0:x1] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+
+
+def slide_files(folder: Path) -> list[Path]:
+    """Everything in ``folder`` (not below it) that is named like a slide, sorted by name, hidden files left out."""
+    is_slide: Callable[[Path], bool] = lambda path: path.suffix.lower() in SUFFIXES and not path.name.startswith(".")  # noqa: E731
+    return sorted(filter(is_slide, folder.iterdir())) if folder.is_dir() else []

@@ -1,0 +1,100 @@
+"""Worker processes that may die: a job that kills its worker is tried once more alone, then given up, and the rest goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from common.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+MAX_IDLE_DEATHS = 3
+
+
+class WorkerDied:
+    """The result of a job whose worker died twice: a crash in a decoder, or killed for want of memory."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[tuple[Task, Result | WorkerDied]]:
+    """Yield (task, function(task)) as they are done, from ``workers`` processes; 0 runs them in this process, for debugging.
+
+    ``function`` must be importable; what it raises is raised here. Leaving the iteration early ends the processes at once,
+    and so does the death of this process.
+    """
+    if workers == 0:
+        for task in tasks:
+            yield task, function(task)
+        return
+    waiting, suspects, idle_deaths = deque(tasks), [], 0
+    while waiting or suspects:
+        if idle_deaths > MAX_IDLE_DEATHS:
+            raise UserError("worker processes end before they do anything; try --workers 1, or free some memory")
+        # After a death nobody knows whose job it was: each job under way then is tried once more alone.
+        alone = bool(suspects)
+        batch = deque([suspects.pop()]) if alone else waiting
+        idle_deaths += 1
+        with contextlib.closing(_one_pool(function, batch, 1 if alone else workers)) as results:
+            for task, result in results:
+                idle_deaths = 0
+                if result is not WorkerDied:
+                    yield task, result
+                elif alone:
+                    yield task, WorkerDied()
+                else:
+                    suspects.append(task)
+
+
+def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
+    """As ``run_jobs`` until a worker dies: then (task, WorkerDied) for each task under way, the others stay in ``waiting``."""
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    running: dict[Future, object] = {}
+    try:
+        broken = False
+        while running or (waiting and not broken):
+            while waiting and not broken and len(running) < 2 * workers:
+                try:
+                    running[pool.submit(function, waiting[0])] = waiting[0]
+                except BrokenProcessPool:
+                    broken = True
+                else:
+                    waiting.popleft()
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                task = running.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    broken = True
+                    yield task, WorkerDied
+                else:
+                    yield task, future.result()
+    finally:
+        unfinished = bool(running)
+        pool.shutdown(wait=not unfinished, cancel_futures=True)
+        if unfinished:
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+
+
+def _start_worker() -> None:
+    """Leave signals of the terminal to the main process, and leave when it is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
