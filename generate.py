@@ -17,12 +17,12 @@ from PIL import Image
 
 from common import cli
 from common.errors import UserError
-from common.film import SUFFIXES, write_film
 from common.files import replacing, sha256
+from common.film import SUFFIXES, write_film
 from common.pictures import grid
 from common.progress import say, track
 from training.device import choose_device
-from training.sampling import CHUNK, Sampler, latent, load_sampler
+from training.sampling import CHUNK, Sampler, closed_walk, latent, load_sampler
 
 COLUMNS = ("path", "label", "index", "seed", "truncation", "checkpoint", "checkpoint_sha256")
 GRID_COLUMNS = 8

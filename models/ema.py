@@ -39,6 +39,7 @@ def calibrate_batch_norm(network: nn.Module, batches: Iterable[tuple[Tensor, Ten
     Averaged weights with the trained network's running statistics fit neither; a few forward passes mend that. Leaves the network
     in evaluation mode. Does nothing for a network without batch norm.
     """
+    network.eval()
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return

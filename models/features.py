@@ -49,6 +49,10 @@ class Lite0(nn.Module):
         """Features of whole images, (N, 1280): the last convolution, averaged over positions."""
         return self.network(images)
 
+    def local(self, images: Tensor) -> Tensor:
+        """Features of local structure, (N, 152): the maps of strides 8 and 16, averaged over positions. Shifts hardly move them."""
+        return torch.cat([maps.mean(dim=(2, 3)) for maps in self(images)[1:3]], dim=1)
+
 
 def _load(network: nn.Module) -> None:
     """Put the packaged tensors onto timm's network: other names, same order. The classifier at the end is left out."""

@@ -7,7 +7,6 @@ loaded with ``weights_only=True`` only, so that no file can run code, and the ch
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -43,16 +42,9 @@ def load(path: Path) -> dict:
             if damaged is not None:
                 raise UserError(f"{path} is damaged (checksum of {damaged}); resume from an older checkpoint")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 damaged bytes make an unpickler raise anything at all
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a whole checkpoint ({reason}); resume from another one") from error
     if not isinstance(state, dict) or not state:

@@ -90,6 +90,8 @@ class Sampler:
 
         truncation: z is scaled by it; below 1 the images are more typical and less varied. Raises UserError for an unknown label.
         """
+        if label is not None and (label or self.labels):
+            self.number(label)
         names = [label or ""] * count if label is not None or not self.labels else self._mixture(start, count, seed)
         z = torch.stack([latent(self.config, seed, name, start + k) for k, name in enumerate(names)]) * truncation
         return self.render(z, names)

@@ -1,0 +1,94 @@
+"""generate.py as a user runs it."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from models.config import ModelConfig
+from training import checkpoint
+from training.config import TrainConfig
+from training.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Checkpoint of a tiny untrained conditional model."""
+    path = tmp_path_factory.mktemp("weights") / "G_final.pt"
+    model = ModelConfig("dcgan", 16, 10, 3, (16, 8), (8, 16))
+    classes = ["benign", "gleason4", "unlabelled"]
+    checkpoint.save(path, Trainer(model, TrainConfig("x", "label"), classes, [5, 3, 2], 10, torch.device("cpu")).state())
+    return path
+
+
+def generate(weights, *flags, expect=0):
+    arguments = [sys.executable, str(ROOT / "generate.py"), "--checkpoint", str(weights), *map(str, flags)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def pixels(folder):
+    return {path.relative_to(folder).as_posix(): np.asarray(Image.open(path)) for path in folder.rglob("*.png")}
+
+
+def test_one_label_is_an_image_folder_with_a_manifest(weights, tmp_path):
+    generate(weights, "--num", 20, "--label", "gleason4", "--out", tmp_path)
+    images = ImageFolder(tmp_path)
+    assert images.classes == ["gleason4"] and len(images) == 20
+    with open(tmp_path / "manifest.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20 and {row["label"] for row in rows} == {"gleason4"}
+    assert all((tmp_path / row["path"]).exists() for row in rows)
+
+
+def test_without_a_label_all_that_mean_something_share_evenly(weights, tmp_path):
+    generate(weights, "--num", 21, "--out", tmp_path)
+    assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir() if path.is_dir()} == {"benign": 11, "gleason4": 10}
+
+
+def test_more_images_extend_fewer(weights, tmp_path):
+    generate(weights, "--num", 5, "--label", "benign", "--out", tmp_path)
+    first = pixels(tmp_path)
+    generate(weights, "--num", 40, "--label", "benign", "--out", tmp_path)
+    more = pixels(tmp_path)
+    assert len(more) == 40 and all(np.array_equal(more[name], image) for name, image in first.items())
+
+
+def test_other_seeds_do_not_mix(weights, tmp_path):
+    generate(weights, "--num", 5, "--out", tmp_path)
+    before = pixels(tmp_path)
+    assert "another checkpoint, seed" in generate(weights, "--num", 5, "--seed", 9, "--out", tmp_path, expect=1)
+    assert pixels(tmp_path).keys() == before.keys()
+
+
+def test_foreign_images_are_left_alone(weights, tmp_path):
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "a.png")
+    assert "without a manifest" in generate(weights, "--num", 5, "--out", tmp_path, expect=1)
+
+
+def test_grid_and_walks(weights, tmp_path):
+    generate(weights, "--grid", tmp_path / "grid.png", "--interpolate", tmp_path / "walk.gif")
+    assert Image.open(tmp_path / "grid.png").width > 8 * 16
+    with Image.open(tmp_path / "walk.gif") as film:
+        assert film.n_frames > 20
+    generate(weights, "--interpolate", tmp_path / "walk.mp4")
+    assert (tmp_path / "walk.mp4").stat().st_size > 1000
+
+
+def test_mistakes_are_one_sentence(weights, tmp_path):
+    assert "say what to make" in generate(weights, expect=2)
+    assert "benign, gleason4" in generate(weights, "--num", 1, "--label", "gleason9", "--out", tmp_path, expect=1)
+    assert ".gif or .mp4" in generate(weights, "--interpolate", tmp_path / "x.avi", expect=2)
+    assert "no checkpoint" in generate(tmp_path / "none.pt", "--num", 1, expect=1)

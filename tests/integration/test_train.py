@@ -1,0 +1,180 @@
+"""train.py as a user runs it: start, stop, resume, refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    """Twelve 64 px patches in two label folders."""
+    folder = tmp_path_factory.mktemp("patches")
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / ("benign", "gleason4")[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(90, 220, (64, 64, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def command(patches, folder, *flags):
+    places = ["--checkpoint_dir", str(folder / "checkpoints"), "--log_dir", str(folder / "logs")]
+    return [sys.executable, str(ROOT / "train.py"), "--patches", str(patches), *places, "--device", "cpu", *map(str, flags)]
+
+
+def run(patches, folder, *flags, expect=0):
+    done = subprocess.run(command(patches, folder, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+START = ("--image_size", 64, "--batch_size", 4, "--save_every", 1, "--sample_every", 1)
+
+
+@pytest.fixture(scope="module")
+def finished(patches, tmp_path_factory):
+    """A run of 4 epochs without a break."""
+    folder = tmp_path_factory.mktemp("run")
+    run(patches, folder, "--epochs", 4, *START, "--tensorboard")
+    return folder
+
+
+def test_a_run_leaves_checkpoints_logs_and_pictures(finished):
+    names = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert {"latest.pt", "G_final.pt", "epoch_0002.pt", "epoch_0003.pt", "epoch_0004.pt"} <= names
+    assert "epoch_0001.pt" not in names  # --keep 3
+    logs = finished / "logs"
+    assert {path.name for path in (logs / "samples").iterdir()} == {
+        "real.png",
+        *(f"epoch_{epoch:04d}.png" for epoch in range(1, 5)),
+    }
+    rows = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["images"] == 48 and rows[-1]["epoch"] == 4
+    assert {"loss_d", "loss_g", "acc_real", "acc_fake", "grad_d", "grad_g", "img_s", "wait", "left_s"} <= set(rows[-1])
+    assert list((logs / "tensorboard").glob("events*"))
+    text = (logs / "train.log").read_text()
+    assert "\r" not in text and "done: 4 epochs, 48 images" in text
+
+
+def test_stopping_and_resuming_gives_the_same_weights_bit_for_bit(patches, finished, tmp_path):
+    run(patches, tmp_path, "--epochs", 2, *START)
+    run(patches, tmp_path, "--epochs", 3, "--resume", tmp_path / "checkpoints" / "G_final.pt")
+    run(patches, tmp_path, "--epochs", 4, "--resume")
+    whole, parts = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (finished, tmp_path))
+    for network in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(value, parts[network][name]) for name, value in whole[network].items()), network
+    for name in ("opt_g", "opt_d"):
+        moments = zip(whole[name]["state"].values(), parts[name]["state"].values(), strict=True)
+        assert all(torch.equal(a["exp_avg_sq"], b["exp_avg_sq"]) for a, b in moments)
+    last = "epoch_0004.png"
+    assert (finished / "logs/samples" / last).read_bytes() == (tmp_path / "logs/samples" / last).read_bytes()
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def start(patches, folder, *flags):
+    return subprocess.Popen(
+        command(patches, folder, *flags), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_signals_save_and_leave_or_go_on(patches, tmp_path):
+    latest, log = tmp_path / "checkpoints" / "latest.pt", tmp_path / "logs" / "train.log"
+    process = start(patches, tmp_path, "--epochs", 5000, *START[:4])
+    wait_for(lambda: log.exists() and "start:" in log.read_text())
+    wait_for(lambda: (tmp_path / "logs/samples/real.png").exists())
+    process.send_signal(signal.SIGUSR1)
+    wait_for(latest.exists)
+    saved = checkpoint.load(latest)["progress"]["images"]
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, output
+    assert checkpoint.load(latest)["progress"]["images"] > saved
+    assert "stopped by SIGTERM after saving" in log.read_text() and "Traceback" not in output
+    # Where it stopped is no multiple of an epoch; going on from there needs no other flag.
+    process = start(patches, tmp_path, "--resume")
+    wait_for(lambda: "resume" in log.read_text())
+    wait_for(lambda: (tmp_path / "logs/samples/real.png").stat().st_mtime > latest.stat().st_mtime)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_hangup_leaves_from_a_terminal_and_goes_on_under_nohup(patches, tmp_path):
+    for number, (prefix, expected) in enumerate((([], 129), (["nohup"], None))):
+        folder = tmp_path / str(number)
+        arguments = [*prefix, *command(patches, folder, "--epochs", 5000, *START[:4])]
+        process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+        wait_for(lambda folder=folder: (folder / "logs/samples/real.png").exists())
+        process.send_signal(signal.SIGHUP)
+        wait_for((folder / "checkpoints" / "latest.pt").exists)
+        if expected is None:
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            expected = 143
+        assert process.wait(timeout=60) == expected
+
+
+def test_another_run_is_not_written_over(patches, finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "checkpoints").iterdir()}
+    assert "--run_name" in run(patches, finished, "--epochs", 1, *START, expect=1)
+    assert {path: path.stat().st_mtime_ns for path in (finished / "checkpoints").iterdir()} == before
+
+
+def test_a_finished_run_says_so(patches, finished):
+    assert "nothing left to do" in run(patches, finished, "--epochs", 4, "--resume", finished / "checkpoints" / "G_final.pt")
+
+
+def test_contradictions_and_missing_things_are_one_sentence(patches, finished, tmp_path):
+    final = finished / "checkpoints" / "G_final.pt"
+    assert "contradicts" in run(patches, finished, "--resume", final, "--image_size", 128, expect=1)
+    assert "contradicts" in run(patches, finished, "--resume", final, "--condition", "none", expect=1)
+    assert "extract_patches.py" in run(tmp_path / "nothing", tmp_path, expect=1)
+    assert "no checkpoint" in run(patches, tmp_path, "--resume", tmp_path / "x.pt", expect=1)
+    assert "at least 2" in run(patches, tmp_path, "--batch_size", 1, expect=2)
+    assert "--run_name" in run(patches, tmp_path, "--run_name", "../x", expect=2)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_dry_run_and_preview_write_no_run(patches, tmp_path):
+    text = run(patches, tmp_path, "--dry_run", *START)
+    assert "one epoch" in text and "images/s" in text and "parameters" in text
+    run(patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "preview.png")
+    assert Image.open(tmp_path / "preview.png").size[0] > 8 * 64
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_bare_weights_are_taken_over_and_kept(patches, tmp_path):
+    from tests.unit.test_models import legacy_networks
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    g, d = legacy_networks()
+    torch.save(g.state_dict(), folder / "G_final.pt")
+    torch.save(d.state_dict(), folder / "D_final.pt")
+    original = (folder / "G_final.pt").read_bytes()
+    text = run(patches, tmp_path, "--epochs", 1, "--batch_size", 4, "--resume", folder / "G_final.pt")
+    assert "could not be restored" in text
+    assert (folder / "legacy_G_final.pt").read_bytes() == original
+    assert checkpoint.load(folder / "G_final.pt")["progress"]["images"] == 12

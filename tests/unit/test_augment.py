@@ -1,0 +1,113 @@
+"""Augmentation: seeded, in range, without borders, and doing what its name says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from data.augment import Augmentation
+from data.stain import fit_normalizer, jitter_stain, rgb_to_od, separate
+
+OFF = {"flips": 0.0, "quarter_turns": 0.0}
+
+
+def tissue(size: int, seed: int = 0) -> torch.Tensor:
+    """Pink noise-like picture without black or white, (3, size, size) uint8."""
+    return torch.randint(90, 220, (3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def test_off_is_the_identity():
+    pixels = tissue(32)
+    assert torch.equal(Augmentation(**OFF)(pixels, 32, 0), pixels.float() / 127.5 - 1)
+
+
+def test_the_same_seed_gives_the_same_image_whatever_came_before():
+    augmentation = Augmentation(rotation=20, elastic=1, color_jitter=0.2, stain_jitter=0.2, noise=5)
+    pixels = tissue(augmentation.canvas_size(32))
+    first = augmentation(pixels, 32, 7)
+    torch.rand(10)
+    before = torch.get_rng_state()
+    assert torch.equal(augmentation(pixels, 32, 7), first)
+    assert torch.equal(torch.get_rng_state(), before)  # training's own random numbers are left alone
+    assert not torch.equal(augmentation(pixels, 32, 8), first)
+
+
+def test_flips_and_quarter_turns_reach_all_eight_symmetries_and_no_other():
+    pixels = tissue(8)
+    turned = {tuple(Augmentation()(pixels, 8, seed).flatten().tolist()) for seed in range(300)}
+    square = pixels.float() / 127.5 - 1
+    symmetries = {tuple(view.rot90(turn, (-2, -1)).flatten().tolist()) for view in (square, square.flip(-1)) for turn in range(4)}
+    assert turned == symmetries
+
+
+@pytest.mark.parametrize("strength", [{"rotation": 45.0}, {"rotation": 10.0}, {"elastic": 3.0}, {"rotation": 45.0, "elastic": 4.0}])
+def test_no_border_enters_the_picture(strength):
+    augmentation = Augmentation(**OFF, **strength)
+    size = 48
+    canvas = augmentation.canvas_size(size)
+    assert canvas > size
+    light = torch.full((3, canvas, canvas), 200, dtype=torch.uint8)
+    for seed in range(60):
+        image = augmentation(light, size, seed)
+        assert image.shape == (3, size, size)
+        assert image.min() > 200 / 127.5 - 1 - 0.02, f"a border shows for seed {seed}"
+
+
+def test_canvas_holds_the_turned_square():
+    assert Augmentation(rotation=45).canvas_size(100) == math.ceil(100 * math.sqrt(2))
+
+
+@pytest.mark.parametrize(
+    "name, strength", [("color_jitter", 0.5), ("noise", 20.0), ("stain_jitter", 0.5), ("elastic", 2.0), ("rotation", 30.0)]
+)
+def test_each_kind_changes_the_picture_and_stays_in_range(name, strength):
+    augmentation = Augmentation(**OFF, **{name: strength})
+    pixels = tissue(augmentation.canvas_size(32))
+    images = torch.stack([augmentation(pixels, 32, seed) for seed in range(5)])
+    assert images.min() >= -1 and images.max() <= 1
+    assert images.std(dim=0).mean() > 0.01
+
+
+def test_noise_has_the_strength_it_says():
+    grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    image = Augmentation(**OFF, noise=10.0)(grey, 64, 0)
+    assert image.std().item() * 127.5 == pytest.approx(10.0, rel=0.1)
+
+
+def test_stain_jitter_keeps_white_white_and_zero_changes_nothing():
+    white = torch.ones(3, 4, 4)
+    assert jitter_stain(white, 0.5) == pytest.approx(white, abs=0.005)
+    image = torch.rand(3, 8, 8)
+    assert jitter_stain(image, 0.0) == pytest.approx(image, abs=1e-5)
+
+
+def test_separation_finds_the_stain_that_was_laid_on():
+    amount = 0.6
+    hematoxylin = np.array([0.650, 0.704, 0.286])
+    rgb = np.round(256 * 10 ** -(amount * hematoxylin / np.linalg.norm(hematoxylin)) - 1).astype(np.uint8)
+    found = separate(rgb_to_od(rgb[None, None]))[0, 0]
+    assert found == pytest.approx([amount, 0, 0], abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_normalization_brings_two_stains_together(method):
+    random = np.random.default_rng(0)
+    amounts = random.gamma(2.0, 0.15, (64, 64, 2)).astype(np.float32)
+    basis = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]], dtype=np.float32)
+
+    def stained(strength):
+        return (256 * 10 ** -(amounts * strength @ basis) - 1).clip(0, 255).astype(np.uint8)
+
+    target, other = stained(np.array([1.0, 1.0])), stained(np.array([0.6, 1.5]))
+    normalized = fit_normalizer(method, [target])(other)
+    before = np.abs(rgb_to_od(other).mean((0, 1)) - rgb_to_od(target).mean((0, 1))).max()
+    after = np.abs(rgb_to_od(normalized).mean((0, 1)) - rgb_to_od(target).mean((0, 1))).max()
+    assert after < before / 2
+
+
+def test_normalization_leaves_blank_patches_alone():
+    random = np.random.default_rng(0)
+    normalize = fit_normalizer("macenko", [random.integers(100, 220, (32, 32, 3), dtype=np.uint8)])
+    white = np.full((32, 32, 3), 255, np.uint8)
+    assert np.array_equal(normalize(white), white)

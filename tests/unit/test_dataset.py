@@ -1,0 +1,154 @@
+"""PatchDataset: three kinds of folders, labels, the decoded cache, damaged files."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from data.augment import Augmentation
+from data.dataset import PatchDataset, decode, list_patches
+from data.manifest import Patch, write_manifest
+from data.order import Draw
+
+SIZE = 32
+
+
+def draw_patch(path, seed=0, size=SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(80, 220, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve patches of two labels, two providers, three of them held out, with a manifest."""
+    rows = []
+    for number in range(12):
+        label = ("benign", "gleason4")[number % 2]
+        path = f"{label}/slide{number // 3}_{number}_0.png"
+        draw_patch(tmp_path / path, number)
+        provider = ("radboud", "karolinska")[number // 6]
+        split = "test" if number < 3 else "train"
+        rows.append(Patch(path, f"slide{number // 3}", provider, 4, "4+4", label, number, 0, 0, 0.5, 0.9, 50.0, split))
+    write_manifest(tmp_path, rows)
+    return tmp_path
+
+
+def test_manifest_folder_gives_tensors_labels_and_splits(folder):
+    dataset = PatchDataset(folder, SIZE, "label")
+    image, label = dataset[0]
+    assert image.shape == (3, SIZE, SIZE) and image.dtype == torch.float32
+    assert -1 <= image.min() < image.max() <= 1
+    assert dataset.classes == ["benign", "gleason4"] and label in {0, 1}
+    assert len(dataset) == 9 and len(PatchDataset(folder, SIZE, "label", split="test")) == 3
+    assert sum(dataset.class_counts()) == 9
+    assert {group[1] for group in dataset.groups()} == {"radboud", "karolinska"}
+
+
+def test_pixels_are_those_of_the_file(folder):
+    dataset = PatchDataset(folder, SIZE)
+    for index, file in enumerate(dataset.files):
+        assert np.array_equal(dataset.pixels(index), np.asarray(Image.open(folder / file.path)))
+
+
+def test_isup_and_unknown_classes(folder):
+    with pytest.raises(UserError, match="at least two classes"):
+        PatchDataset(folder, SIZE, "isup")
+
+
+def test_label_folders_and_plain_folders_need_no_manifest(tmp_path):
+    for label in ("benign", "cats"):
+        for number in range(3):
+            draw_patch(tmp_path / "labelled" / label / f"{number}.jpg", number)
+    assert PatchDataset(tmp_path / "labelled", SIZE, "label").classes == ["benign", "cats"]
+    for number in range(3):
+        draw_patch(tmp_path / "plain" / f"{number}.png", number)
+    plain = PatchDataset(tmp_path / "plain", SIZE)
+    assert len(plain) == 3 and plain[0][1] == 0
+    assert {file.label for file in list_patches(tmp_path / "plain")} == {"unlabelled"}
+
+
+def test_empty_and_missing_folders_say_what_to_do(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="extract_patches.py"):
+            PatchDataset(path, SIZE)
+
+
+def test_reduction_averages_areas_and_takes_the_middle(tmp_path):
+    checker = np.indices((64, 64)).sum(0) % 2 * 255
+    Image.fromarray(np.repeat(checker[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "checker.png")
+    assert abs(decode(tmp_path / "checker.png", 32).astype(int) - 127).max() <= 1
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (decode(tmp_path / "wide.png", 32) == 200).all()
+
+
+def test_cache_is_used_and_built_anew_when_a_file_changes(folder):
+    PatchDataset(folder, SIZE)
+    cache = next(folder.glob(".decoded*.u8"))
+    stamp = cache.stat().st_mtime_ns
+    again = PatchDataset(folder, SIZE)
+    assert cache.stat().st_mtime_ns == stamp
+    path = folder / again.files[0].path
+    changed = draw_patch(path, seed=999)
+    os.utime(path, ns=(1, 1))
+    assert np.array_equal(PatchDataset(folder, SIZE).pixels(0), changed)
+
+
+def test_a_damaged_cache_note_is_not_believed(folder):
+    first = PatchDataset(folder, SIZE).pixels(0)
+    next(folder.glob(".decoded*.json")).write_text("{")
+    assert np.array_equal(PatchDataset(folder, SIZE).pixels(0), first)
+
+
+def test_a_read_only_folder_is_served_from_memory(folder, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise OSError("Read-only file system")
+
+    monkeypatch.setattr("data.dataset.replacing", refuse)
+    dataset = PatchDataset(folder, SIZE)
+    assert dataset[0][0].shape == (3, SIZE, SIZE)
+    assert "stay in memory" in capsys.readouterr().out
+
+
+def test_a_damaged_patch_is_left_out_and_named(tmp_path, capsys):
+    for number in range(30):
+        draw_patch(tmp_path / f"{number:02d}.png", number)
+    (tmp_path / "07.png").write_bytes((tmp_path / "07.png").read_bytes()[:100])
+    dataset = PatchDataset(tmp_path, SIZE)
+    assert len(dataset) == 29 and "07.png" in capsys.readouterr().out
+    again = PatchDataset(tmp_path, SIZE)  # from the cache
+    assert [file.path for file in again.files] == [file.path for file in dataset.files]
+    assert np.array_equal(again.pixels(28), dataset.pixels(28))
+
+
+def test_many_damaged_patches_stop_it(tmp_path):
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_text("not an image")
+    with pytest.raises(UserError, match="check_data.py --quarantine"):
+        PatchDataset(tmp_path, SIZE)
+
+
+def test_a_decompression_bomb_is_left_out(tmp_path):
+    Image.fromarray(np.zeros((1, 20000), np.uint8)).save(tmp_path / "bomb.png")
+    with pytest.raises(ValueError, match="declares"):
+        decode(tmp_path / "bomb.png", 32)
+
+
+def test_it_travels_to_worker_processes_without_its_pixels(folder):
+    dataset = PatchDataset(folder, SIZE, augmentation=Augmentation())
+    data = pickle.dumps(dataset)
+    assert len(data) < 9 * SIZE * SIZE * 3
+    image, _ = pickle.loads(data)[Draw(2, 5)]  # noqa: S301 our own bytes
+    assert torch.equal(image, dataset[Draw(2, 5)][0])
+
+
+def test_training_keeps_the_numbering_of_a_checkpoint(folder):
+    dataset = PatchDataset(folder, SIZE, "label", classes=["gleason4", "benign"])
+    assert dataset.label(0) == ["gleason4", "benign"].index(dataset.files[0].label)

@@ -1,0 +1,67 @@
+"""Image k follows from (seed, label, k), however many are asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from models import build
+from models.config import ModelConfig
+from training.sampling import Sampler, closed_walk, to_uint8
+
+CPU = torch.device("cpu")
+
+
+def sampler(num_classes=3):
+    torch.manual_seed(0)
+    config = ModelConfig("dcgan", 16, 10, num_classes, (16, 8), (8, 16))
+    labels = ["benign", "gleason3", "gleason4"][:num_classes]
+    return Sampler(build(config)[0], config, labels, [70, 20, 10][:num_classes], CPU)
+
+
+def test_an_image_does_not_depend_on_how_many_were_asked_for():
+    many = sampler().sample(37, seed=1, label="benign")
+    for count, start in ((1, 0), (5, 0), (16, 16), (3, 34)):
+        assert np.array_equal(sampler().sample(count, 1, "benign", start), many[start : start + count])
+
+
+def test_seed_and_label_matter():
+    one = sampler().sample(4, 1, "benign")
+    assert not np.array_equal(one, sampler().sample(4, 2, "benign"))
+    assert not np.array_equal(one, sampler().sample(4, 1, "gleason3"))
+    assert len({image.tobytes() for image in one}) == 4
+
+
+def test_without_a_label_the_mixture_is_that_of_the_training_patches():
+    names = sampler()._mixture(0, 3000, seed=0)
+    assert [round(names.count(name) / 3000, 1) for name in ("benign", "gleason3", "gleason4")] == [0.7, 0.2, 0.1]
+    assert sampler()._mixture(100, 50, seed=0) == names[100:150]
+
+
+def test_unconditional_models_have_no_labels():
+    assert sampler(0).sample(3, 0).shape == (3, 16, 16, 3)
+    with pytest.raises(UserError, match="unconditional"):
+        sampler(0).sample(3, 0, "benign")
+
+
+def test_unknown_label_lists_the_known_ones():
+    with pytest.raises(UserError, match="benign, gleason3, gleason4"):
+        sampler().sample(1, 0, "gleason9")
+
+
+def test_truncation_brings_images_together():
+    spread = [sampler().sample(16, 0, "benign", truncation=t).astype(float).std(0).mean() for t in (1.0, 0.5, 0.0)]
+    assert spread[0] > spread[1] > spread[2] == 0
+
+
+def test_walk_passes_its_stops_and_stays_on_the_sphere():
+    stops = torch.nn.functional.normalize(torch.randn(4, 50), dim=1)
+    walk = closed_walk(stops, 10)
+    assert walk.shape == (40, 50)
+    assert torch.allclose(walk[::10], stops, atol=1e-5)
+    assert torch.allclose(walk.norm(dim=1), torch.ones(40), atol=1e-4)
+
+
+def test_to_uint8_covers_the_range():
+    image = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    assert to_uint8(image).tolist() == [[[[0, 128, 255]]]]
