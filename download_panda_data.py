@@ -112,7 +112,8 @@ def fetch(args: argparse.Namespace, selection: Selection, progress: Progress) ->
         return
     progress.log(f"way: {downloader.choose_way(len(missing))}")
     speed = downloader.speed(missing)
-    progress.log(f"about {duration(to_come / speed)} at the measured {gigabytes(speed)}/s")
+    free = gigabytes(download.free_disk(args.data_dir))
+    progress.log(f"about {duration(to_come / speed)} at the measured {gigabytes(speed)}/s; {free} free on the disk")
     download.check_disk(args.data_dir, to_come, missing)
     if not args.dry_run:
         fetch_missing(downloader, missing, to_come, progress)

@@ -71,9 +71,17 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         say(f"another download is filling {folder}; waiting for it to end")
         lock.acquire()
     try:
+        sweep(folder)
         yield
     finally:
         lock.release()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left beside its half files: notes never finished, content never checked. The folder is locked."""
+    for pattern in (".*.part.json.*.tmp", f".{LISTING}.*.tmp", "*.unpacked"):
+        for path in Path(folder).rglob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def image_name(slide_id: str) -> str:
@@ -259,9 +267,15 @@ def side_by_side(items: Iterable, work: Callable, threads: int, line: Line) -> I
         line.stop.clear()
 
 
-def check_disk(folder: Path, needed: int, files: dict[str, int], free: int | None = None) -> None:
+def free_disk(folder: Path) -> int:
+    """Free bytes where ``folder`` is or will be."""
+    folder = Path(folder).resolve()
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+
+
+def check_disk(folder: Path, needed: int, files: dict[str, int]) -> None:
     """Raise UserError with the way out when the disk of ``folder`` cannot hold ``needed`` more bytes."""
-    free = shutil.disk_usage(folder).free if free is None else free
+    free = free_disk(folder)
     spare = min(SPARE_DISK, needed // 20)
     if needed + spare <= free:
         return

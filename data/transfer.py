@@ -27,7 +27,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from common.errors import UserError
-from common.files import write_text
+from common.files import replacing
 
 CHUNK = 1 << 20
 LONGEST_TOLD_WAIT = 3600.0
@@ -136,7 +136,7 @@ class Line:
                     raise GaveUpError(
                         f"{what}: {problem}, {failures} times in a row; run the command again later to go on"
                     ) from problem
-                wait = problem.wait
+                wait = 0.0 if failures == 1 and isinstance(problem, ExpiredError) else problem.wait
                 if wait is None:
                     wait = min(self.longest_wait, self.first_wait * 2 ** (failures - 1)) * random.uniform(0.8, 1.2)
                 self.log(f"{what}: {problem}; trying again in {wait:.0f} s")
@@ -255,8 +255,8 @@ class PartFile:
         """Start from nothing: the old half goes before the new note comes, so that they never disagree."""
         self.path.unlink(missing_ok=True)
         self.final.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(self.path):
-            write_text(self._note, json.dumps(note, sort_keys=True))
+        with disk_errors(self.path), replacing(self._note, "w", durable=False) as file:
+            file.write(json.dumps(note, sort_keys=True))
 
     def drop(self) -> None:
         """Remove the half file and its note."""

@@ -1,0 +1,1 @@
+"""Tests, and the Kaggle of our own that they share."""
