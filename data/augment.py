@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional as tv
 
 from data.stain import jitter_stain
 
@@ -69,6 +67,10 @@ class Augmentation:
         return pixels
 
     def _shapes(self, image: Tensor, image_size: int) -> Tensor:
+        # torchvision takes two seconds to import, which a start without these kinds need not pay.
+        from torchvision.transforms import InterpolationMode, v2
+        from torchvision.transforms.v2 import functional as tv
+
         if self.elastic:
             sigma = ELASTIC_SIGMA * image_size
             # Uniform noise blurred by sigma has standard deviation 1 / (sqrt(3) 2 sqrt(pi) sigma); torchvision halves alpha.
@@ -81,6 +83,8 @@ class Augmentation:
 
     def _colors(self, image: Tensor) -> Tensor:
         if self.color_jitter:
+            from torchvision.transforms import v2
+
             strength = self.color_jitter
             image = v2.ColorJitter(strength, strength, strength, min(0.1 * strength, 0.5))(image)
         if self.stain_jitter:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-import torchstain
 from torch import Tensor
 
 from common.errors import UserError
@@ -56,6 +55,8 @@ def fit_normalizer(method: str, references: Iterable[np.ndarray]) -> Callable[[n
     ``method``: "macenko" (Macenko et al. 2009) or "reinhard" (Reinhard et al. 2001), both by torchstain. The references (uint8,
     (H, W, 3)) are laid on top of each other as one target. A patch in which no stain can be found comes back unchanged.
     """
+    import torchstain  # slow to import, so only on request
+
     target = np.concatenate(list(references), axis=0)
     if method == "macenko":
         normalizer = torchstain.normalizers.MacenkoNormalizer(backend="numpy")

@@ -20,7 +20,7 @@ from training import checkpoint
 # Images pass the network in groups of this size, always full: the arithmetic of a convolution may depend on the size of its batch
 # in the last bit, and image k must not depend on how many others were asked for.
 CHUNK = 16
-CALIBRATION_BATCHES = 8
+CALIBRATION_BATCHES = 4
 
 
 def latent(config: ModelConfig, seed: int, label: str, index: int) -> Tensor:

@@ -60,6 +60,7 @@ class Trainer:
         self.images_per_epoch, self.images = images_per_epoch, 0
         self.step = GanStep(generator, discriminator, config)
         self.ema = make_ema(generator)
+        self._calibrated_at: int | None = None
 
     # -- state
 
@@ -116,6 +117,9 @@ class Trainer:
 
     def calibrate(self) -> None:
         """Bring the averaged generator's batch-norm statistics up to date with its weights."""
+        if self._calibrated_at == self.images:
+            return
+        self._calibrated_at = self.images
         calibrate(self.ema, self.model, self.device)
 
     # -- one step

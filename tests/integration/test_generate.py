@@ -1,10 +1,6 @@
 """generate.py as a user runs it."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +9,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from models.config import ModelConfig
+from tests.scripts import run_script
 from training import checkpoint
 from training.config import TrainConfig
 from training.trainer import Trainer
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +26,7 @@ def weights(tmp_path_factory):
 
 
 def generate(weights, *flags, expect=0):
-    arguments = [sys.executable, str(ROOT / "generate.py"), "--checkpoint", str(weights), *map(str, flags)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    return run_script("generate", "--checkpoint", weights, *flags, expect=expect)
 
 
 def pixels(folder):

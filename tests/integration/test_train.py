@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.scripts import run_script
 from training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,16 +32,17 @@ def patches(tmp_path_factory):
     return folder
 
 
+def flags_for(patches, folder, *flags):
+    places = ["--checkpoint_dir", folder / "checkpoints", "--log_dir", folder / "logs"]
+    return ["--patches", patches, *places, "--device", "cpu", *flags]
+
+
 def command(patches, folder, *flags):
-    places = ["--checkpoint_dir", str(folder / "checkpoints"), "--log_dir", str(folder / "logs")]
-    return [sys.executable, str(ROOT / "train.py"), "--patches", str(patches), *places, "--device", "cpu", *map(str, flags)]
+    return [sys.executable, str(ROOT / "train.py"), *map(str, flags_for(patches, folder, *flags))]
 
 
 def run(patches, folder, *flags, expect=0):
-    done = subprocess.run(command(patches, folder, *flags), env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    return run_script("train", *flags_for(patches, folder, *flags), expect=expect)
 
 
 START = ("--image_size", 64, "--batch_size", 4, "--save_every", 1, "--sample_every", 1)
