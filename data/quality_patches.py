@@ -1,0 +1,267 @@
+"""What the numbers of ``data.quality`` mean for a folder of patches: findings, counts, and which patches to set aside."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from data import quality_rows
+from data.findings import Assessment, Facts, Finding, Scan, printable
+from data.panda import LABELS, PROVIDERS
+from data.quality import Listing, list_folder, scan_folder
+
+# Perceptual hashes of copies of real patches (JPEG quality 50 to 90, brighter by 15 %, tinted, blurred, resized) were at most
+# 8 bits of 256 apart; any two different patches of 40 slides of real prostate tissue, neighbours included, at least 90.
+# 15 is the most that 16 bands of 16 bits find without fail.
+NEAR_BITS = 15
+_BANDS = 16
+# Real patches blurred by a Gaussian of 2 pixels kept 2 to 8 % of the median sharpness; the softest sharp one had 36 %.
+BLUR_SHARE = 0.15
+# Robust deviations from the provider's median optical density; the oddest of 1,236 real patches was at 4.1.
+STAIN_DEVIATIONS = 6.0
+MIN_FOR_STATISTICS = 20
+LARGE_GAP = 0.8  # standard deviations between two means; a large effect by Cohen's convention
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A reason why one patch is broken. ``movable``: ``--quarantine`` sets such a patch aside."""
+
+    title: str
+    advice: str
+    movable: bool = True
+
+
+_SET_ASIDE = "set them aside with --quarantine, or extract them again"
+FAULTS = {
+    "name": Fault("names that a csv file cannot hold", "rename these files by hand: they are neither read nor moved", False),
+    "not_a_file": Fault("links, folders or devices named like a patch", "put a plain file in their place by hand", False),
+    "unreadable": Fault("files that may not be read", "give yourself read permission (chmod u+r)", False),
+    "damaged": Fault("damaged pictures", _SET_ASIDE),
+    "too_large": Fault("pictures far too large for a patch", f"they were not decoded; {_SET_ASIDE}"),
+    "no_colour": Fault("pictures without RGB colour", f"training needs colour; {_SET_ASIDE}"),
+    "blank": Fault("blank patches", f"they teach the generator empty glass; {_SET_ASIDE}"),
+    "odd_size": Fault("patches of another size than most", _SET_ASIDE),
+    "duplicate": Fault("exact copies of another patch", "--quarantine keeps the first copy and sets the others aside"),
+    "contradictory": Fault("exact copies under different labels", "no label is known to be right: --quarantine sets all aside"),
+}
+
+
+def scan_patch_folder(folder: Path, workers: int) -> tuple[Listing, dict[str, Scan]]:
+    """List a patch folder and look at every picture in it, in ``workers`` processes; nothing is judged yet."""
+    listing = list_folder(folder)
+    readable = [path for path in listing.images if printable(path) == path and "\\" not in path]
+    scans = scan_folder(folder, readable, workers)
+    return listing, scans | {path: Scan(path, "name") for path in set(listing.images) - set(readable)}
+
+
+def assess(folder: Path, listing: Listing, scans: dict[str, Scan]) -> Assessment:
+    """Judge a patch folder from its listing, the scans of its images and its manifest as it is now."""
+    rows, findings = quality_rows.rows(folder)
+    by_path = {quality_rows.plain(row.path): row for row in rows or ()}
+    facts = {path: quality_rows.facts(path, by_path.get(path)) for path in scans}
+    faults = find_faults(scans, facts, listed=set(by_path))
+    good = {path: scan for path, scan in scans.items() if path not in faults}
+    known = {path: facts[path] for path in good}
+    findings += [*_fault_findings(faults, scans), *_mode_findings(good), *_listing_findings(listing, rows is None)]
+    if rows is not None:
+        findings += quality_rows.manifest_findings(rows, by_path, scans)
+    for check in (_blur, _near_duplicates, _stain_outliers, _stain_gap):
+        findings += check(good, known)
+    findings += [*quality_rows.split_findings(known), *quality_rows.balance_findings(known), *quality_rows.amount(known)]
+    return Assessment(
+        "patches",
+        folder,
+        f"{len(scans):,} patches of {len({fact.slide_id for fact in facts.values()}):,} slides, {len(good):,} fit for training",
+        findings,
+        _tables(known, good),
+        {path: f"{FAULTS[key].title}: {detail}" for path, (key, detail) in faults.items() if FAULTS[key].movable},
+        good,
+        known,
+    )
+
+
+def find_faults(scans: dict[str, Scan], facts: dict[str, Facts], listed: set[str]) -> dict[str, tuple[str, str]]:
+    """path -> (key of FAULTS, detail), one fault a patch. Of identical patches the first listed in the manifest is kept."""
+    faults = {path: (scan.fault, scan.detail) for path, scan in scans.items() if scan.fault}
+    sizes = Counter(scan.size for path, scan in scans.items() if path not in faults)
+    usual = max(sizes, key=lambda size: (sizes[size], size), default=(0, 0))
+    copies = defaultdict(list)
+    for path, scan in scans.items():
+        if path in faults:
+            continue
+        if scan.size != usual:
+            faults[path] = ("odd_size", f"{scan.size[0]} x {scan.size[1]}, most are {usual[0]} x {usual[1]}")
+        else:
+            copies[scan.digest].append(path)
+    for paths in copies.values():
+        faults |= _copy_faults(sorted(paths, key=lambda path: (path not in listed, path)), facts)
+    return faults
+
+
+def _copy_faults(paths: list[str], facts: dict[str, Facts]) -> dict[str, tuple[str, str]]:
+    first, *others = paths
+    if len({facts[path].label for path in paths}) > 1:
+        return {path: ("contradictory", f"same pixels as {others[0] if path == first else first}") for path in paths}
+    across = [" (on the other side of the split)" if facts[path].split != facts[first].split else "" for path in others]
+    return {path: ("duplicate", f"same pixels as {first}{leak}") for path, leak in zip(others, across, strict=True)}
+
+
+def _fault_findings(faults: dict[str, tuple[str, str]], scans: dict[str, Scan]) -> Iterator[Finding]:
+    for key, fault in FAULTS.items():
+        hit = sorted(path for path, (found, _) in faults.items() if found == key)
+        if hit:
+            items = tuple(printable(f"{path}: {faults[path][1]}" if faults[path][1] else path) for path in hit)
+            pictures = tuple(path for path in hit if scans[path].digest)
+            yield Finding("broken", key, fault.title, fault.advice, items, pictures)
+
+
+def _mode_findings(good: dict[str, Scan]) -> Iterator[Finding]:
+    odd = tuple(f"{path}: mode {scan.mode}" for path, scan in good.items() if scan.mode != "RGB")
+    if odd:
+        yield Finding("warning", "mode", "patches that are not RGB", "training converts them; better save them as RGB", odd)
+
+
+def _listing_findings(listing: Listing, without_manifest: bool) -> Iterator[Finding]:
+    if listing.unlisted:
+        yield Finding(
+            "broken", "unlisted", "folders that cannot be read", "give yourself permission (chmod u+rx)", tuple(listing.unlisted)
+        )
+    if listing.others:
+        names = tuple(map(printable, listing.others))
+        yield Finding("note", "other_files", "files among the patches that are no pictures", "training ignores them", names)
+    if not listing.images:
+        way_out = "run extract_patches.py" if without_manifest else "run extract_patches.py again"
+        yield Finding("broken", "empty", "no patches", way_out, ("no picture was found",))
+
+
+def _blur(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
+    """Patches much softer than the usual one of their provider: scanners differ too much for one absolute limit."""
+    medians = {
+        provider: np.median([good[path].sharpness for path in paths]) for provider, paths in _by_provider(known).items() if paths
+    }
+    soft = [path for path, scan in good.items() if scan.sharpness < BLUR_SHARE * medians[known[path].data_provider]]
+    soft.sort(key=lambda path: good[path].sharpness)
+    if soft:
+        items = tuple(f"{path}: sharpness {good[path].sharpness:.1f}" for path in soft)
+        advice = f"below {BLUR_SHARE:.0%} of their provider's median; look at them, and remove what is out of focus"
+        yield Finding("warning", "blur", "blurred patches", advice, items, tuple(soft))
+
+
+def _by_provider(known: dict[str, Facts]) -> dict[str, list[str]]:
+    paths = defaultdict(list)
+    for path, fact in known.items():
+        paths[fact.data_provider].append(path)
+    return paths
+
+
+def near_pairs(hashes: np.ndarray, bits: int = NEAR_BITS) -> np.ndarray:
+    """Pairs (P, 2) of rows of ``hashes`` ((N, 32) uint8) that differ in at most ``bits`` of their 256 bits.
+
+    Two hashes that differ in fewer bits than there are bands agree in at least one band, so only rows with an equal band are
+    compared: linear in N for hashes that are spread out. Complete for ``bits`` below 16.
+    """
+    bands = np.ascontiguousarray(hashes).view(np.uint16)
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for band in range(_BANDS):
+        order = np.argsort(bands[:, band], kind="stable")
+        keys = bands[order, band]
+        left = np.arange(len(order))
+        for shift in range(1, len(order)):
+            left = left[left + shift < len(order)]
+            left = left[keys[left] == keys[left + shift]]
+            if not len(left):
+                break
+            one, other = order[left], order[left + shift]
+            near = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1) <= bits
+            pairs.append(np.stack([one[near], other[near]], axis=1))
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+
+
+def _near_duplicates(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
+    paths = list(good)
+    if len(paths) < 2:
+        return
+    pairs = near_pairs(np.frombuffer(b"".join(good[path].phash for path in paths), np.uint8).reshape(len(paths), -1))
+    if not len(pairs):
+        return
+    graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(len(paths), len(paths)))
+    groups = defaultdict(list)
+    for path, group in zip(paths, connected_components(graph, directed=False)[1], strict=True):
+        groups[group].append(path)
+    groups = sorted(group for group in groups.values() if len(group) > 1)
+    leaks = [group for group in groups if len({known[path].split for path in group}) > 1]
+    for check, severity, title, found in (
+        ("near_duplicates", "warning", "groups of nearly identical patches", [group for group in groups if group not in leaks]),
+        ("near_leak", "broken", "nearly identical patches on both sides of the split", leaks),
+    ):
+        if found:
+            advice = "the same tissue saved twice; look at them and keep one of each group"
+            yield Finding(severity, check, title, advice, tuple(" = ".join(group) for group in found), tuple(sum(found, [])))
+
+
+def _stain_outliers(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
+    odd = []
+    for paths in _by_provider(known).values():
+        if len(paths) < MIN_FOR_STATISTICS:
+            continue
+        od = np.array([good[path].od for path in paths])
+        spread = 1.4826 * np.median(np.abs(od - np.median(od, axis=0)), axis=0)
+        far = (np.abs(od - np.median(od, axis=0)) / np.maximum(spread, 1e-6)).max(axis=1, where=spread > 0, initial=0.0)
+        odd += [(distance, path) for distance, path in zip(far, paths, strict=True) if distance > STAIN_DEVIATIONS]
+    if odd:
+        odd.sort(reverse=True)
+        items = tuple(f"{path}: {distance:.1f} robust deviations from its provider's colour" for distance, path in odd)
+        advice = "pen, folds, blood or another stain; look at them, and remove what is not tissue"
+        yield Finding("warning", "stain_outliers", "patches of unusual colour", advice, items, tuple(path for _, path in odd))
+
+
+def _stain_gap(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
+    """How far apart the providers' stains lie, in pooled standard deviations (Cohen's d) of the channel that differs most."""
+    ods = {name: np.array([good[path].od for path in paths]) for name, paths in _by_provider(known).items() if name in PROVIDERS}
+    if len(ods) < 2 or min(map(len, ods.values())) < MIN_FOR_STATISTICS:
+        return
+    one, other = ods.values()
+    pooled = np.sqrt((one.var(axis=0) + other.var(axis=0)) / 2)
+    gap = float(np.max(np.abs(one.mean(axis=0) - other.mean(axis=0)) / np.maximum(pooled, 1e-6)))
+    if gap > LARGE_GAP:
+        advice = "a GAN will learn both looks; train.py can normalise stain, and results are to be read per provider"
+        item = f"{' and '.join(ods)} differ by {gap:.1f} standard deviations of optical density"
+        yield Finding("note", "stain_gap", "providers that differ in stain", advice, (item,))
+
+
+def _tables(known: dict[str, Facts], good: dict[str, Scan]) -> dict[str, list[list]]:
+    providers = sorted({fact.data_provider for fact in known.values()})
+    names = [provider or "provider unknown" for provider in providers]
+    splits = sorted({fact.split for fact in known.values()})
+    count = Counter()
+    for fact in known.values():
+        count.update([(fact.label, fact.data_provider), (fact.isup_grade, fact.data_provider), (fact.label, "split", fact.split)])
+    labels = [label for label in LABELS if any(fact.label == label for fact in known.values())]
+    labels += sorted({fact.label for fact in known.values()} - set(LABELS))
+    head = ["label", *names, *(split or "split unknown" for split in splits)]
+    by_label = [[label, *(count[label, p] for p in providers), *(count[label, "split", s] for s in splits)] for label in labels]
+    grades = sorted({fact.isup_grade for fact in known.values()}, key=lambda grade: -1 if grade is None else grade)
+    by_grade = [["unknown" if grade is None else grade, *(count[grade, p] for p in providers)] for grade in grades]
+    return {
+        "Patches by label": [head, *by_label],
+        "Patches by the slide's ISUP grade": [["ISUP grade", *names], *by_grade],
+        "Stain: optical density of stained pixels, mean ± deviation": _stain_table(known, good),
+    }
+
+
+def _stain_table(known: dict[str, Facts], good: dict[str, Scan]) -> list[list]:
+    rows = [["provider", "red", "green", "blue", "stained pixels", "sharpness (median)"]]
+    for provider, paths in sorted(_by_provider(known).items()):
+        od = np.array([good[path].od for path in paths])
+        cells = [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in zip(od.mean(axis=0), od.std(axis=0), strict=True)]
+        stained = np.mean([good[path].stained for path in paths])
+        sharpness = np.median([good[path].sharpness for path in paths])
+        rows.append([provider or "unknown", *cells, f"{stained:.0%}", f"{sharpness:.0f}"])
+    return rows

@@ -1,0 +1,201 @@
+"""Checks of a patch folder that rest on its manifest alone: rows against files, paths and PANDA's rules; split, balance, amount."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from common.errors import UserError
+from data import manifest
+from data.findings import Facts, Finding, Scan, printable
+from data.manifest import Patch
+from data.panda import KNOWN_BAD, LABELS, PROVIDERS, gleason_patterns, isup_from_gleason
+
+# Patches wanted for one GAN, fewest and most.
+TARGET = (5_000, 10_000)
+CONFOUNDED = 0.3  # Cramer's V between grade and provider
+FEW_SHARE = 0.1  # a label with less than this share of the most frequent one
+_SLIDE_X_Y = re.compile(r"(?P<slide>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+
+
+def plain(path: str) -> str:
+    """A manifest path in the spelling of the folder's listing: no doubled slashes, no single dots."""
+    return PurePosixPath(path).as_posix()
+
+
+def rows(folder: Path) -> tuple[list[Patch] | None, list[Finding]]:
+    """Rows of the manifest, None when there is none that can be read, and what there is to say about that."""
+    if not (folder / manifest.NAME).exists():
+        advice = "provider, grade and split are unknown; extract_patches.py writes a manifest"
+        return None, [Finding("warning", "no_manifest", f"no {manifest.NAME}", advice, (str(folder),))]
+    try:
+        return manifest.read_manifest(folder), []
+    except UserError as error:
+        advice = "labels were taken from the folders instead, and --quarantine will move nothing here before it is mended"
+        return None, [Finding("broken", "manifest_damaged", f"{manifest.NAME} is damaged", advice, (printable(str(error)),))]
+
+
+def facts(path: str, row: Patch | None) -> Facts:
+    """What is known of one patch, from its row, else from its path."""
+    if row is not None:
+        return Facts(row.label, row.slide_id, row.data_provider, row.isup_grade, row.split)
+    pure = PurePosixPath(path)
+    match = _SLIDE_X_Y.fullmatch(pure.stem)
+    return Facts(pure.parts[0] if len(pure.parts) > 1 else "unlabelled", match["slide"] if match else pure.stem)
+
+
+def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[str, Scan]) -> Iterator[Finding]:
+    """Rows against files, against their own path, and against each other."""
+
+    def finding(severity: str, check: str, title: str, advice: str, items) -> Iterator[Finding]:
+        if items := tuple(sorted(map(printable, items))):
+            yield Finding(severity, check, title, advice, items)
+
+    counts = Counter(plain(row.path) for row in rows)
+    repeated = [f"{path}: {count} rows" for path, count in counts.items() if count > 1]
+    yield from finding(
+        "broken", "repeated_rows", "patches with several manifest rows", "--quarantine keeps the first row", repeated
+    )
+    missing = by_path.keys() - scans.keys()
+    advice = "extract them again, or let --quarantine take the rows out of the manifest"
+    yield from finding("broken", "missing_files", "manifest rows without a file", advice, missing)
+    advice = "training does not see them; extract again or add their rows"
+    yield from finding("warning", "stray_files", "files without a manifest row", advice, scans.keys() - by_path.keys())
+    for check, title, advice, wrong in _ROW_RULES:
+        items = [f"{row.path}: {reason}" for row in rows if (reason := wrong(row))]
+        yield from finding("warning", check, title, advice, items)
+    for name in ("data_provider", "isup_grade", "gleason_score"):
+        values = defaultdict(set)
+        for row in rows:
+            values[row.slide_id].add(getattr(row, name))
+        items = [f"{slide}: {', '.join(sorted(map(str, found)))}" for slide, found in values.items() if len(found) > 1]
+        yield from finding("broken", f"several_{name}", f"slides with more than one {name}", "extract these slides again", items)
+
+
+def _place(row: Patch) -> str:
+    path = PurePosixPath(row.path)
+    if len(path.parts) > 1 and path.parts[0] != row.label:
+        return f"lies under {path.parts[0]}, row says {row.label}"
+    match = _SLIDE_X_Y.fullmatch(path.stem)
+    if match is None or (int(match["x"]), int(match["y"])) != (row.x, row.y):
+        return f"row says x {row.x}, y {row.y}"
+    named = match["slide"] == row.slide_id or not _FILE_NAME.fullmatch(row.slide_id)  # other ids are spelt differently in paths
+    return "" if named else f"row says slide {row.slide_id}"
+
+
+def _provider(row: Patch) -> str:
+    return "" if row.data_provider in (*PROVIDERS, "") else f"{row.data_provider!r}"
+
+
+def _grade(row: Patch) -> str:
+    if not row.gleason_score:
+        return ""
+    expected = isup_from_gleason(row.gleason_score)
+    if expected is None:
+        return f"{row.gleason_score!r} is no Gleason score"
+    return (
+        "" if row.isup_grade in (expected, None) else f"score {row.gleason_score} means grade {expected}, row says {row.isup_grade}"
+    )
+
+
+def _pattern(row: Patch) -> str:
+    patterns = gleason_patterns(row.gleason_score) if row.gleason_score else None
+    if patterns is None or not row.label.startswith("gleason") or patterns != (0, 0):
+        return ""
+    return f"{row.label} on a slide without cancer ({row.gleason_score})"
+
+
+_ROW_RULES: tuple[tuple[str, str, str, Callable[[Patch], str]], ...] = (
+    (
+        "misplaced",
+        "rows that disagree with their path",
+        "training believes the row; extract again or mend whichever is wrong",
+        _place,
+    ),
+    ("unknown_provider", "rows with an unknown provider", f"PANDA's providers are {' and '.join(PROVIDERS)}", _provider),
+    ("grade_mismatch", "rows whose grade does not follow from the score", "check these slides in train.csv", _grade),
+    ("label_mismatch", "cancer labels on slides without cancer", "check the slide's mask and score", _pattern),
+    ("known_bad", "patches of slides known to be wrong", "leave these slides out", lambda row: KNOWN_BAD.get(row.slide_id, "")),
+)
+
+
+def split_findings(known: dict[str, Facts]) -> Iterator[Finding]:
+    """A slide on both sides of the split, or nothing held out."""
+    sides = defaultdict(Counter)
+    for fact in known.values():
+        if fact.split:
+            sides[fact.slide_id][fact.split] += 1
+    leaks = tuple(
+        f"{slide}: {count['train']} train, {count['test']} test" for slide, count in sorted(sides.items()) if len(count) > 1
+    )
+    if leaks:
+        advice = "evaluation would measure memory, not skill: give each slide one side and extract again"
+        yield Finding("broken", "split_leak", "slides on both sides of the train/test split", advice, tuple(map(printable, leaks)))
+    elif sides and len({split for count in sides.values() for split in count}) < 2:
+        advice = "evaluate.py needs held-out slides: extract from at least four slides of one provider and grade"
+        yield Finding("warning", "one_sided_split", "all patches are on one side of the split", advice, (f"{len(sides)} slides",))
+
+
+def cramers_v(table: np.ndarray) -> float:
+    """Association of rows and columns of a table of counts: 0 none, 1 total (Cramer 1946). 0 for a single row or column."""
+    table = table[table.sum(axis=1) > 0][:, table.sum(axis=0) > 0].astype(float)
+    if min(table.shape, default=0) < 2:
+        return 0.0
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
+    return float(np.sqrt(((table - expected) ** 2 / expected).sum() / table.sum() / (min(table.shape) - 1)))
+
+
+def balance_findings(known: dict[str, Facts]) -> Iterator[Finding]:
+    """Rare labels, labels without held-out patches, grade confounded with provider."""
+    labels = Counter(fact.label for fact in known.values() if fact.label in LABELS[:-1])
+    most = max(labels.values(), default=0)
+    few = tuple(f"{label}: {labels[label]:,}" for label in LABELS[:-1] if labels[label] < FEW_SHARE * most)
+    if few:
+        advice = "a conditional GAN learns these badly: extract more slides of these grades"
+        yield Finding("warning", "few_of_label", f"labels with less than {FEW_SHARE:.0%} of the most frequent one", advice, few)
+    held_out = {fact.label for fact in known.values() if fact.split == "test"}
+    unseen = tuple(f"{label}: {count:,} patches, all for training" for label, count in labels.items() if label not in held_out)
+    if held_out and unseen:
+        advice = "evaluation cannot judge these labels: extract more slides of them"
+        yield Finding("warning", "no_test_patches", "labels without held-out patches", advice, unseen)
+    yield from _confounding(grade_by_provider(known))
+
+
+def _confounding(table: np.ndarray) -> Iterator[Finding]:
+    association = cramers_v(table)
+    if association < CONFOUNDED:
+        return
+    alone = [(grade, PROVIDERS[int(row.argmax())]) for grade, row in enumerate(table) if np.count_nonzero(row) == 1]
+    items = tuple(f"ISUP {grade} only from {provider}" for grade, provider in alone)
+    advice = "a conditional GAN can then paint the scanner in place of the grade: balance by both, and report per provider"
+    title = f"grade goes with provider (Cramer's V {association:.2f}; 0 is independent, 1 is the same thing)"
+    yield Finding("warning", "confounded", title, advice, items or ("see the table of grades by provider",))
+
+
+def grade_by_provider(known: dict[str, Facts]) -> np.ndarray:
+    """Counts (6, providers) of the patches whose ISUP grade and provider are known."""
+    table = np.zeros((6, len(PROVIDERS)), dtype=int)
+    for fact in known.values():
+        if fact.isup_grade is not None and fact.data_provider in PROVIDERS:
+            table[fact.isup_grade, PROVIDERS.index(fact.data_provider)] += 1
+    return table
+
+
+def amount(known: dict[str, Facts]) -> Iterator[Finding]:
+    """Whether there are as many patches as a GAN wants, and how many slides more that would take."""
+    least, most = TARGET
+    slides = len({fact.slide_id for fact in known.values()})
+    if len(known) >= least:
+        return
+    missing = least - len(known)
+    each = len(known) / max(slides, 1)
+    more = f", about {-(-missing // max(each, 1)):,.0f} more slides at {each:.1f} patches a slide" if known else ""
+    advice = (
+        f"{least:,} to {most:,} are wanted for one GAN: {missing:,} more{more}; until then augment strongly and expect memorising"
+    )
+    yield Finding("warning", "amount", "fewer patches than wanted", advice, (f"{len(known):,} patches of {slides:,} slides",))

@@ -1,0 +1,168 @@
+"""Setting bad patches aside: moved to ``DIR_quarantine/``, taken out of the manifest, never deleted, never overwritten.
+
+Order of the steps, so that a kill at any moment leaves no manifest row without its file and loses nothing: the plan is written to
+``pending.csv``; the manifest is replaced by one without the planned rows; the files are moved one by one; the plan, which holds
+each removed row, is added to ``reasons.csv``; ``pending.csv`` is removed. A later run finishes what it finds pending.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from common.files import inside, replacing
+from data import manifest
+from data.manifest import COLUMNS, Patch
+from data.panda import read_csv_rows
+from data.quality import QUARANTINE_SUFFIX
+
+PENDING, REASONS = "pending.csv", "reasons.csv"
+_ROW_COLUMNS = tuple(name for name in COLUMNS if name != "path")
+_COLUMNS = ("path", "moved_to", "reason", *_ROW_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step of the plan. moved_to: path in the quarantine folder, "" where only a manifest row is taken out. row: its cells."""
+
+    path: str
+    moved_to: str
+    reason: str
+    row: tuple[str, ...] = ("",) * len(_ROW_COLUMNS)
+
+
+def quarantine_folder(folder: Path) -> Path:
+    """``DIR_quarantine`` beside the patch folder."""
+    folder = Path(folder).resolve()
+    return folder.with_name(folder.name + QUARANTINE_SUFFIX)
+
+
+def is_pending(folder: Path) -> bool:
+    """Whether an earlier run was interrupted while it set patches of ``folder`` aside."""
+    return (quarantine_folder(folder) / PENDING).exists()
+
+
+def finish(folder: Path) -> int:
+    """Finish what an interrupted run left undone; returns how many steps that were (0 when there was none)."""
+    return _carry_out(Path(folder)) if is_pending(folder) else 0
+
+
+def set_aside(folder: Path, faults: dict[str, str]) -> int:
+    """Move the patches of ``faults`` (path -> reason) aside and mend the manifest; returns the number of steps taken.
+
+    Rows without a file and repeated rows leave the manifest too. Raises UserError when the manifest is damaged or nothing can be
+    moved; then nothing was changed.
+    """
+    folder, aside = Path(folder), quarantine_folder(folder)
+    rows = manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else []
+    plan = _plan(folder, aside, rows, faults)
+    if not plan:
+        return 0
+    try:
+        aside.mkdir(exist_ok=True)
+        if os.stat(aside).st_dev != os.stat(folder).st_dev:
+            raise UserError(
+                f"{aside} lies on another file system than {folder}; move the patches below one folder of that file system"
+            )
+        _write(aside / PENDING, plan)
+    except OSError as error:
+        raise UserError(f"cannot set patches aside in {aside} ({error.strerror}); make that folder writable") from error
+    return _carry_out(folder)
+
+
+def _plan(folder: Path, aside: Path, rows: list[Patch], faults: dict[str, str]) -> list[Entry]:
+    by_path: dict[str, Patch] = {}
+    plan, taken = [], set()
+    for row in rows:
+        path = inside(folder, row.path)
+        relative = path.relative_to(folder).as_posix()
+        if relative in by_path:
+            plan.append(Entry(relative, "", "repeated row", _cells(row)))
+        elif not os.path.lexists(path):
+            plan.append(Entry(relative, "", "row without a file", _cells(row)))
+        by_path.setdefault(relative, row)
+    for path, reason in sorted(faults.items()):
+        target = _free(aside, path, taken)
+        taken.add(target)
+        row = by_path.get(path)
+        plan.append(Entry(path, target, reason, _cells(row)) if row else Entry(path, target, reason))
+    return plan
+
+
+def _cells(row: Patch) -> tuple[str, ...]:
+    cells = asdict(row)
+    return tuple("" if cells[name] is None else str(cells[name]) for name in _ROW_COLUMNS)
+
+
+def _free(aside: Path, path: str, taken: set[str]) -> str:
+    """``path``, or the first of ``name.2.png``, ``name.3.png`` ... that nothing in the quarantine folder has."""
+    pure, number, target = Path(path), 1, path
+    while target in taken or os.path.lexists(aside / target):
+        number += 1
+        target = pure.with_name(f"{pure.stem}.{number}{pure.suffix}").as_posix()
+    return target
+
+
+def _carry_out(folder: Path) -> int:
+    aside = quarantine_folder(folder)
+    plan = _read(aside / PENDING)
+    try:
+        _mend_manifest(folder, aside, plan)
+        for entry in plan:
+            _move(folder, aside, entry)
+        done = _read(aside / REASONS) if (aside / REASONS).exists() else []
+        _write(aside / REASONS, [*done, *(entry for entry in plan if entry not in done)])
+        (aside / PENDING).unlink()
+    except OSError as error:
+        raise UserError(
+            f"setting patches aside stopped at {error.filename} ({error.strerror}); mend that and run it again"
+        ) from error
+    return len(plan)
+
+
+def _mend_manifest(folder: Path, aside: Path, plan: list[Entry]) -> None:
+    if not (folder / manifest.NAME).exists():
+        return
+    leaving = {entry.path for entry in plan if _leaves(folder, aside, entry)}
+    kept: dict[str, Patch] = {}
+    rows = manifest.read_manifest(folder)
+    for row in rows:
+        relative = inside(folder, row.path).relative_to(folder).as_posix()
+        if relative not in leaving:
+            kept.setdefault(relative, row)
+    if len(kept) < len(rows):
+        manifest.write_manifest(folder, kept.values())
+
+
+def _leaves(folder: Path, aside: Path, entry: Entry) -> bool:
+    """Whether the row of this entry has to go: its file is absent, or is about to be moved."""
+    exists = os.path.lexists(inside(folder, entry.path))
+    if not entry.moved_to:
+        return not exists
+    return not (exists and os.path.lexists(inside(aside, entry.moved_to)))
+
+
+def _move(folder: Path, aside: Path, entry: Entry) -> None:
+    if not entry.moved_to:
+        return
+    source, target = inside(folder, entry.path), inside(aside, entry.moved_to)
+    if os.path.lexists(source) and not os.path.lexists(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(source, target)
+
+
+def _write(path: Path, entries: list[Entry]) -> None:
+    with replacing(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows((entry.path, entry.moved_to, entry.reason, *entry.row) for entry in entries)
+
+
+def _read(path: Path) -> list[Entry]:
+    return [
+        Entry(row["path"], row["moved_to"], row["reason"], tuple(row[name] for name in _ROW_COLUMNS))
+        for row in read_csv_rows(path, _COLUMNS)
+    ]

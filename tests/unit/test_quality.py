@@ -1,0 +1,456 @@
+"""Scanning patches, judging them, setting them aside: one planted fault of each kind, and copies of tissue that must be found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+
+from common.errors import UserError
+from data import quality, quality_patches, quality_rows, quarantine
+from data.findings import Assessment, printable
+from data.manifest import Patch, read_manifest, write_manifest
+from data.quality import list_folder, scan_patch
+from data.quality_patches import assess, near_pairs, scan_patch_folder
+
+SIDE = 96
+
+
+def tissue(seed: int, side: int = SIDE) -> Image.Image:
+    """Something with the colours and the spatial structure of stained tissue, different for each seed."""
+    generator = np.random.default_rng(seed)
+    field = Image.fromarray((generator.random((side, side)) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+    nuclei = np.asarray(field, float)
+    nuclei = ((nuclei - nuclei.mean()) / nuclei.std()).clip(-2, 2)[..., None]
+    noise = generator.normal(0, 4, (side, side, 3))
+    return Image.fromarray((np.array([190, 120, 180]) + nuclei * [40, 35, 20] + noise).clip(0, 255).astype(np.uint8))
+
+
+def row(path: str, split: str = "train", **changes) -> Patch:
+    label, name = path.split("/")
+    slide, x, y = Path(name).stem.rsplit("_", 2)
+    patch = Patch(path, slide, "radboud", 5, "4+5", label, int(x), int(y), 0, 0.4862, 0.9, 100.0, split)
+    return replace(patch, **changes)
+
+
+def make_folder(folder: Path, count: int = 8) -> list[Patch]:
+    """``count`` good patches of two slides, one for training and one held out, with their manifest."""
+    rows = [row(f"gleason{4 + k % 2}/s{k % 2}_{k}_0.png", "test" if k % 2 else "train") for k in range(count)]
+    for k, patch in enumerate(rows):
+        save(folder / patch.path, tissue(k))
+    write_manifest(folder, rows)
+    return rows
+
+
+def save(path: Path, image: Image.Image, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def judge(folder: Path) -> Assessment:
+    return assess(folder, *scan_patch_folder(folder, workers=0))
+
+
+def checks(assessment: Assessment) -> dict[str, tuple[str, ...]]:
+    return {finding.check: finding.items for finding in assessment.findings}
+
+
+def png_that_declares(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------- one patch
+
+
+def test_a_sound_patch_is_measured(tmp_path):
+    save(tmp_path / "a.png", tissue(0))
+    scan = scan_patch(tmp_path, "a.png")
+    assert (scan.fault, scan.size, scan.mode, len(scan.phash)) == ("", (SIDE, SIDE), "RGB", 32)
+    assert scan.stained > 0.9
+    density = -np.log10(np.asarray(tissue(0), float).clip(1) / 255)
+    assert np.allclose(scan.od, density[density.mean(axis=2) > quality.STAINED_OD].mean(axis=0), atol=0.01)
+
+
+def test_sharpness_is_that_of_the_manifest(tmp_path):
+    from data.tissue import sharpness
+
+    save(tmp_path / "a.png", tissue(0))
+    assert scan_patch(tmp_path, "a.png").sharpness == sharpness(np.asarray(tissue(0)))
+
+
+@pytest.mark.parametrize(
+    ("fault", "content"),
+    [
+        ("damaged", b""),
+        ("damaged", b"not a picture"),
+        ("damaged", png_bytes(tissue(0))[:3000]),
+        ("damaged", png_bytes(tissue(0))[:-30]),
+        ("damaged", png_bytes(tissue(0)).replace(b"IDAT", b"IDAX", 1)),
+        ("too_large", png_that_declares(100_000, 100_000)),
+        ("too_large", png_that_declares(9_000, 9_000)),
+        ("no_colour", png_bytes(tissue(0).convert("L"))),
+        ("no_colour", png_bytes(tissue(0).convert("1"))),
+        ("no_colour", png_bytes(Image.new("I;16", (SIDE, SIDE), 9_000))),
+        ("blank", png_bytes(Image.new("RGB", (SIDE, SIDE), "white"))),
+        ("blank", png_bytes(Image.new("RGB", (SIDE, SIDE), (150, 60, 140)))),
+        ("blank", png_bytes(Image.new("RGB", (SIDE, SIDE)))),
+    ],
+)
+def test_faults_of_one_patch_are_named(tmp_path, fault, content):
+    (tmp_path / "a.png").write_bytes(content)
+    scan = scan_patch(tmp_path, "a.png")
+    assert scan.fault == fault
+    assert scan.detail
+
+
+def test_any_flipped_bit_of_a_png_is_found(tmp_path):
+    content = bytearray(png_bytes(tissue(0)))
+    for position in np.random.default_rng(0).integers(0, len(content), 40):
+        content[position] ^= 1
+        (tmp_path / "a.png").write_bytes(content)
+        assert scan_patch(tmp_path, "a.png").fault in {"damaged", "too_large"}, position
+        content[position] ^= 1
+
+
+def test_huge_files_are_not_read(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(quality.MAX_BYTES + 1)
+    assert scan_patch(tmp_path, "a.png").fault == "too_large"
+
+
+def test_links_folders_and_pipes_are_not_opened(tmp_path):
+    save(tmp_path / "real.png", tissue(0))
+    (tmp_path / "link.png").symlink_to("real.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("link", "loop", "folder", "pipe"):
+        assert scan_patch(tmp_path, f"{name}.png").fault == "not_a_file"
+
+
+def test_formats_are_those_that_training_reads():
+    from data import dataset
+
+    assert set(quality.SUFFIXES) == set(dataset.SUFFIXES)
+
+
+def test_listing_leaves_out_hidden_files_and_names_others(tmp_path):
+    for name in ("a/x.PNG", "a/.hidden.png", "a/notes.txt", "patches.csv", "extract.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listing = list_folder(tmp_path)
+    assert listing.images == ["a/x.PNG"]
+    assert listing.others == ["a/notes.txt"]
+
+
+# ------------------------------------------------------------------------------------------------------- near duplicates
+
+
+def test_near_pairs_equal_those_of_a_plain_comparison():
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(0, 256, (300, 32), dtype=np.uint8)
+    for k in range(60):  # copies that differ in k % 20 bits
+        bits = np.unpackbits(hashes[k])
+        bits[generator.choice(256, k % 20, replace=False)] ^= 1
+        hashes[200 + k] = np.packbits(bits)
+    distances = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
+    expected = np.argwhere(np.triu(distances <= quality_patches.NEAR_BITS, 1))
+    assert np.array_equal(near_pairs(hashes), expected)
+    assert len(expected) >= 45
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_saved_again_is_found_and_other_tissue_is_not(tmp_path, seed):
+    image = tissue(seed, 256)
+    save(tmp_path / "a.png", image)
+    save(tmp_path / "jpeg.jpg", image, quality=75)
+    save(tmp_path / "bright.png", ImageEnhance.Brightness(image).enhance(1.05))
+    for other in range(100, 120):
+        save(tmp_path / f"{other}.png", tissue(other, 256))
+    findings = checks(judge(tmp_path))
+    assert findings["near_duplicates"] == ("a.png = bright.png = jpeg.jpg",)
+
+
+REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "prostate_slides" / "train_images"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real slides here")
+def test_neighbours_in_real_tissue_are_not_accused_and_their_copies_are(tmp_path):
+    from data.slides import Slide
+
+    places = 0
+    for path in sorted(REAL.iterdir())[:2]:
+        with Slide(path) as slide:
+            for x, y in np.ndindex(6, 6):
+                image = slide.read(0, 256 + 128 * x, 256 + 128 * y, 256, 256)
+                if image.mean() < 205:
+                    save(tmp_path / f"{path.stem}_{x}_{y}.png", Image.fromarray(image))
+                    places += 1
+    assert places > 25
+    assert not {"near_duplicates", "stain_outliers", "blur"} & checks(judge(tmp_path)).keys()
+    first = sorted(tmp_path.glob("*.png"))[0]
+    save(tmp_path / "copy.jpg", ImageEnhance.Brightness(Image.open(first)).enhance(1.05), quality=75)
+    (group,) = checks(judge(tmp_path))["near_duplicates"]
+    assert set(group.split(" = ")) == {"copy.jpg", first.name}
+
+
+# --------------------------------------------------------------------------------------------------------- one folder
+
+
+def test_a_sound_folder_has_nothing_broken(tmp_path):
+    make_folder(tmp_path)
+    assessment = judge(tmp_path)
+    assert not assessment.broken
+    assert len(assessment.scans) == 8
+    assert set(checks(assessment)) == {"amount", "few_of_label", "no_test_patches"}
+
+
+def test_odd_size_is_told_by_the_majority(tmp_path):
+    make_folder(tmp_path)
+    save(tmp_path / "gleason4/s0_0_0.png", tissue(0, 64))
+    assert checks(judge(tmp_path))["odd_size"] == ("gleason4/s0_0_0.png: 64 x 64, most are 96 x 96",)
+
+
+def test_of_exact_copies_the_listed_one_is_kept(tmp_path):
+    make_folder(tmp_path)
+    save(tmp_path / "gleason4/a_0_0.png", tissue(0), compress_level=1)  # other bytes, same pixels, sorts first, no row
+    assessment = judge(tmp_path)
+    assert checks(assessment)["duplicate"] == (
+        "gleason4/a_0_0.png: same pixels as gleason4/s0_0_0.png (on the other side of the split)",
+    )
+    assert "gleason4/s0_0_0.png" in assessment.scans
+
+
+def test_copies_under_two_labels_are_all_doubted(tmp_path):
+    rows = make_folder(tmp_path)
+    save(tmp_path / "gleason5/s0_0_0.png", tissue(0))
+    write_manifest(tmp_path, [*rows, row("gleason5/s0_0_0.png")])
+    assessment = judge(tmp_path)
+    assert set(assessment.faults) == {"gleason4/s0_0_0.png", "gleason5/s0_0_0.png"}
+    assert "contradictory" in checks(assessment)
+
+
+def test_near_copies_across_the_split_are_broken(tmp_path):
+    rows = make_folder(tmp_path)
+    save(tmp_path / "gleason5/s1_99_0.png", ImageEnhance.Brightness(tissue(0)).enhance(1.03))
+    write_manifest(tmp_path, [*rows, row("gleason5/s1_99_0.png", "test")])
+    assessment = judge(tmp_path)
+    assert checks(assessment)["near_leak"] == ("gleason4/s0_0_0.png = gleason5/s1_99_0.png",)
+    assert assessment.broken
+
+
+def test_blur_and_odd_stain_stand_out(tmp_path):
+    for k in range(30):
+        save(tmp_path / f"s_{k}_0.png", tissue(k))
+    save(tmp_path / "s_90_0.png", tissue(90).filter(ImageFilter.GaussianBlur(2)))
+    save(tmp_path / "s_91_0.png", Image.fromarray(np.asarray(tissue(91))[..., [2, 0, 1]]))
+    findings = checks(judge(tmp_path))
+    assert [item.split(":")[0] for item in findings["blur"]] == ["s_90_0.png"]
+    assert findings["stain_outliers"][0].startswith("s_91_0.png")  # blur mixes colours, so that the blurred one is odd too
+
+
+@pytest.mark.parametrize(
+    ("check", "severity", "changes"),
+    [
+        ("misplaced", "warning", {"label": "gleason3"}),
+        ("misplaced", "warning", {"x": 7}),
+        ("misplaced", "warning", {"slide_id": "other"}),
+        ("unknown_provider", "warning", {"data_provider": "elsewhere"}),
+        ("grade_mismatch", "warning", {"isup_grade": 2}),
+        ("grade_mismatch", "warning", {"gleason_score": "7"}),
+        ("label_mismatch", "warning", {"gleason_score": "negative", "isup_grade": 0}),
+        ("known_bad", "warning", {"slide_id": "3790f55cad63053e956fb73027179707"}),
+        ("split_leak", "broken", {"split": "test"}),
+        ("several_isup_grade", "broken", {"isup_grade": 4}),
+        ("several_data_provider", "broken", {"data_provider": "karolinska"}),
+    ],
+)
+def test_inconsistent_rows_are_named(tmp_path, check, severity, changes):
+    rows = make_folder(tmp_path)
+    write_manifest(tmp_path, [replace(rows[0], **changes), *rows[1:]])
+    assert check in {finding.check for finding in judge(tmp_path).findings if finding.severity == severity}
+
+
+def test_files_and_rows_are_compared(tmp_path):
+    rows = make_folder(tmp_path)
+    save(tmp_path / "gleason4/s0_77_0.png", tissue(77))
+    (tmp_path / rows[2].path).unlink()
+    write_manifest(tmp_path, [*rows, rows[1]])
+    findings = checks(judge(tmp_path))
+    assert findings["stray_files"] == ("gleason4/s0_77_0.png",)
+    assert findings["missing_files"] == (rows[2].path,)
+    assert findings["repeated_rows"] == (f"{rows[1].path}: 2 rows",)
+
+
+def test_slide_ids_that_no_file_name_can_hold_are_not_held_against_the_path(tmp_path):
+    rows = make_folder(tmp_path)
+    write_manifest(tmp_path, [replace(patch, slide_id="a b/c") if patch.slide_id == "s0" else patch for patch in rows])
+    assert "misplaced" not in checks(judge(tmp_path))
+
+
+def test_a_damaged_manifest_is_one_finding(tmp_path):
+    make_folder(tmp_path)
+    with open(tmp_path / "patches.csv", "a") as file:
+        file.write("../outside.png,s,radboud,1,3+3,gleason3,0,0,0,0.5,1,1,train\n")
+    assessment = judge(tmp_path)
+    assert "line 10" in checks(assessment)["manifest_damaged"][0]
+    assert len(assessment.scans) == 8
+
+
+def test_cramers_v_of_known_tables():
+    assert quality_rows.cramers_v(np.array([[10, 0], [0, 10]])) == pytest.approx(1)
+    assert quality_rows.cramers_v(np.array([[10, 20], [20, 40], [0, 0]])) == pytest.approx(0)
+    assert quality_rows.cramers_v(np.array([[8, 2], [2, 8]])) == pytest.approx(0.6)
+    assert quality_rows.cramers_v(np.zeros((6, 2), int)) == 0
+
+
+def test_grades_of_one_provider_each_are_confounded(tmp_path):
+    rows = make_folder(tmp_path)
+    changed = [replace(patch, data_provider="karolinska", isup_grade=4) if patch.slide_id == "s1" else patch for patch in rows]
+    write_manifest(tmp_path, changed)
+    assert checks(judge(tmp_path))["confounded"] == ("ISUP 4 only from karolinska", "ISUP 5 only from radboud")
+
+
+def test_amount_says_how_many_slides_are_missing():
+    known = {f"{k}": quality_patches.Facts("benign", f"slide{k % 10}") for k in range(1000)}
+    (finding,) = quality_rows.amount(known)
+    assert "4,000 more, about 40 more slides at 100.0 patches a slide" in finding.advice
+    assert not list(quality_rows.amount({f"{k}": quality_patches.Facts("benign", "s") for k in range(5000)}))
+
+
+def test_names_are_printed_without_control_characters():
+    assert printable("a\x1b[2J\nb\udcff") == "a\\x1b[2J\\nb\\udcff"
+    assert printable("Gewebe ü.png") == "Gewebe ü.png"
+
+
+# --------------------------------------------------------------------------------------------------------- quarantine
+
+
+def plant(folder: Path) -> None:
+    """Six faults that can be set aside: damaged, blank, another size, an exact copy, a missing file, a repeated row."""
+    rows = make_folder(folder)
+    (folder / rows[0].path).write_bytes(b"damaged")
+    save(folder / rows[1].path, Image.new("RGB", (SIDE, SIDE), "white"))
+    save(folder / rows[2].path, tissue(2, 64))
+    save(folder / "gleason5/s1_99_0.png", tissue(3))
+    (folder / rows[4].path).unlink()
+    write_manifest(folder, [*rows, row("gleason5/s1_99_0.png", "test"), rows[5]])
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def assert_rows_and_files_agree(folder: Path) -> None:
+    """No row without a file. (Files without a row are what an interrupted run may leave.)"""
+    assert all((folder / patch.path).is_file() for patch in read_manifest(folder))
+
+
+def test_quarantine_moves_mends_and_says_why(tmp_path):
+    folder = tmp_path / "patches"
+    plant(folder)
+    before = everything(folder)
+    assert quarantine.set_aside(folder, judge(folder).faults) == 6
+    assessment = judge(folder)
+    assert not assessment.broken
+    assert set(assessment.scans) == {patch.path for patch in read_manifest(folder)}
+    aside = tmp_path / "patches_quarantine"
+    assert everything(folder) | everything(aside) == before
+    with open(aside / "reasons.csv", newline="") as file:
+        reasons = {row["path"]: row for row in csv.DictReader(file)}
+    assert reasons["gleason4/s0_0_0.png"]["reason"].startswith("damaged pictures")
+    assert reasons["gleason4/s0_0_0.png"]["slide_id"] == "s0"
+    assert reasons["gleason4/s0_4_0.png"]["reason"] == "row without a file"
+    assert quarantine.set_aside(folder, assessment.faults) == 0
+
+
+def test_quarantine_never_overwrites(tmp_path):
+    folder = tmp_path / "patches"
+    for k in range(3):
+        make_folder(folder)
+        (folder / "gleason4/s0_0_0.png").write_bytes(f"damaged {k}".encode())
+        quarantine.set_aside(folder, judge(folder).faults)
+    aside = everything(tmp_path / "patches_quarantine")
+    assert sorted(aside.values()) == [b"damaged 0", b"damaged 1", b"damaged 2"]
+    assert len((tmp_path / "patches_quarantine" / "reasons.csv").read_text().splitlines()) == 4
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of the program catches it."""
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_a_kill_at_any_step_loses_nothing_and_a_rerun_finishes(tmp_path, monkeypatch, step):
+    folder = tmp_path / "patches"
+    plant(folder)
+    before = everything(folder)
+    plan = judge(folder).faults
+    calls = iter(range(100))
+
+    def dying(function):
+        def call(*args, **options):
+            if next(calls) == step:
+                raise Killed
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        died = False
+        try:
+            quarantine.set_aside(folder, plan)
+        except Killed:
+            died = True
+    aside = tmp_path / "patches_quarantine"
+    moved = everything(aside) if aside.exists() else {}
+    assert everything(folder) | moved == before
+    mended = len(read_manifest(folder)) < 10
+    if mended:
+        assert_rows_and_files_agree(folder)
+    quarantine.finish(folder)
+    quarantine.set_aside(folder, judge(folder).faults)
+    assert not quarantine.is_pending(folder)
+    assert not judge(folder).broken
+    assert everything(folder) | everything(aside) == before
+    assert len((aside / "reasons.csv").read_text().splitlines()) == 7
+    assert died == (step < 11)
+
+
+def test_quarantine_leaves_a_damaged_manifest_alone(tmp_path):
+    folder = tmp_path / "patches"
+    plant(folder)
+    (folder / "patches.csv").write_text("nonsense\n")
+    before = everything(folder)
+    with pytest.raises(UserError, match="lacks the column"):
+        quarantine.set_aside(folder, judge(folder).faults)
+    assert everything(folder) == before
+
+
+def test_quarantine_folder_that_is_a_file_is_refused(tmp_path):
+    folder = tmp_path / "patches"
+    plant(folder)
+    (tmp_path / "patches_quarantine").write_text("in the way")
+    with pytest.raises(UserError, match="cannot set patches aside"):
+        quarantine.set_aside(folder, judge(folder).faults)
+    assert (tmp_path / "patches_quarantine").read_text() == "in the way"
