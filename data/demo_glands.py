@@ -21,7 +21,8 @@ class Gland:
 
     pattern: 0 benign, 3, 4 or 5. height: of the lining cells, above which the lumen begins; None when there is no central lumen.
     fill: spacing of nuclei all over the sheet, None for glands that are lined. tone: (hematoxylin, eosin) of the cytoplasm.
-    froth: how vacuolated it is. secretion: (hematoxylin, eosin) of what stands in the lumen. cleft: retraction from the stroma.
+    froth: how vacuolated it is. secretion: (hematoxylin, eosin) of what stands in the lumen, content: a body that lies in it.
+    cleft: retraction from the stroma. necrosis: radius of the dead middle.
     """
 
     pattern: int
@@ -35,6 +36,7 @@ class Gland:
     secretion: tuple[float, float] = (0.0, 0.0)
     cleft: float = 0.0
     necrosis: float = 0.0
+    content: str | None = None
     cells: list[Cells] = field(default_factory=list)
 
     @property
@@ -71,7 +73,7 @@ def lining(rng: np.random.Generator, outline: np.ndarray, spacing: float, depth:
     return points + inward * (depth + spread * rng.normal(size=count))[:, None], np.arctan2(inward[:, 1], inward[:, 0])
 
 
-def hexagons(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, spacing: float, jitter: float = 0.24) -> np.ndarray:
+def hexagons(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, spacing: float, jitter: float = 0.28) -> np.ndarray:
     """(n, 2) points that fill a box about evenly: a hexagonal grid, every point moved at random."""
     across, down = np.arange(low[0], high[0], spacing), np.arange(low[1], high[1], spacing * 0.866)
     x, y = np.meshgrid(across, down)
@@ -92,6 +94,7 @@ def benign(rng: np.random.Generator, radius: float) -> Gland:
         gland.cells.append(("luminal", *lining(rng, outline, rng.uniform(9, 16), 12.5, 1.5)))
     if rng.random() < 0.3:
         gland.secretion = (0.02, rng.uniform(0.15, 0.6))
+    gland.content = "corpus" if rng.random() < 0.3 else None
     return gland
 
 
@@ -102,6 +105,7 @@ def pattern3(rng: np.random.Generator, radius: float) -> Gland:
     gland = Gland(3, [outline], height=height, kind="acinar", froth=rng.uniform(0.15, 0.9), cleft=rng.choice((0.0, 0.6, 1.0)))
     gland.tone = (rng.uniform(0.16, 0.32), rng.uniform(0.28, 0.48))
     gland.secretion = ((0.0, 0.0), (rng.uniform(0.12, 0.3), 0.0), (0.03, rng.uniform(0.4, 1.0)))[rng.choice(3, p=(0.55, 0.2, 0.25))]
+    gland.content = "crystalloid" if rng.random() < 0.2 else None
     gland.cells.append(("acinar", *lining(rng, outline, rng.uniform(7.2, 9.5), min(5.4, radius * 0.4), 0.8)))
     return gland
 
@@ -109,12 +113,12 @@ def pattern3(rng: np.random.Generator, radius: float) -> Gland:
 def cribriform(rng: np.random.Generator, radius: float) -> Gland:
     """Pattern 4: one large sheet with several round lumina punched out of it."""
     outline = blob(rng, radius, 0.09, rng.uniform(1.0, 1.5))
-    gland = Gland(4, [outline], fill=rng.uniform(7.2, 8.2), kind="fused", froth=rng.uniform(0.15, 0.6), cleft=rng.choice((0, 0.7)))
+    gland = Gland(4, [outline], fill=rng.uniform(7.6, 8.8), kind="fused", froth=rng.uniform(0.2, 0.9), cleft=rng.choice((0, 0.7)))
     gland.tone = (rng.uniform(0.18, 0.32), rng.uniform(0.28, 0.45))
-    low, high = outline.min(0), outline.max(0)
-    for place in hexagons(rng, low, high, rng.uniform(30, 38), 0.13):
-        hole = rng.uniform(6, 12.5)
-        if np.hypot(*(outline - place).T).min() > hole + 10 and _inside(outline, place) and rng.random() < 0.92:
+    widest = min(0.2 * radius, 12.5)
+    for place in hexagons(rng, outline.min(0), outline.max(0), 2 * widest + rng.uniform(9, 15), 0.12):
+        hole = rng.uniform(0.55, 1) * widest
+        if np.hypot(*(outline - place).T).min() > hole + 8 and _inside(outline, place) and rng.random() < 0.94:
             gland.lumina.append(place + blob(rng, hole, 0.05, rng.uniform(1, 1.3)))
     if rng.random() < 0.5:
         gland.secretion = (0.02, rng.uniform(0.1, 0.7))
@@ -130,7 +134,7 @@ def fused(rng: np.random.Generator, radius: float) -> Gland:
     ]
     middles = middles or [np.zeros(2)]
     parts = [middle + blob(rng, size * rng.uniform(0.85, 1.2), 0.06, rng.uniform(1, 1.4)) for middle in middles]
-    gland = Gland(4, parts, height=size * rng.uniform(0.55, 0.75), kind="fused", froth=rng.uniform(0.2, 0.9))
+    gland = Gland(4, parts, height=size * rng.uniform(0.5, 0.66), kind="fused", froth=rng.uniform(0.2, 0.9))
     gland.tone = (rng.uniform(0.16, 0.3), rng.uniform(0.27, 0.45))
     for part in parts:
         gland.cells.append(("fused", *lining(rng, part, rng.uniform(7.6, 9.2), 5.0, 1.0)))
@@ -140,7 +144,7 @@ def fused(rng: np.random.Generator, radius: float) -> Gland:
 def poorly_formed(rng: np.random.Generator, radius: float) -> Gland:
     """Pattern 4: a small nest with hardly a lumen."""
     outline = blob(rng, radius * 0.45 + 8, 0.09, rng.uniform(1, 1.8))
-    gland = Gland(4, [outline], fill=rng.uniform(7.6, 8.8), kind="fused", froth=rng.uniform(0.2, 0.8), cleft=rng.choice((0, 0.8)))
+    gland = Gland(4, [outline], fill=rng.uniform(8.0, 9.2), kind="fused", froth=rng.uniform(0.3, 1.0), cleft=rng.choice((0, 0.8)))
     gland.tone = (rng.uniform(0.18, 0.3), rng.uniform(0.3, 0.45))
     if rng.random() < 0.6:
         gland.lumina.append(blob(rng, rng.uniform(2.5, 4.5), 0.1, 1.6) + rng.normal(0, 3, 2))
@@ -155,7 +159,7 @@ def pattern4(rng: np.random.Generator, radius: float) -> Gland:
 def pattern5(rng: np.random.Generator, radius: float) -> Gland:
     """Solid sheet without lumina; large ones may be necrotic in the middle (comedonecrosis)."""
     outline = blob(rng, radius, 0.12, rng.uniform(1, 1.7))
-    gland = Gland(5, [outline], fill=rng.uniform(8.0, 10.0), kind="anaplastic", froth=rng.uniform(0.1, 0.9))
+    gland = Gland(5, [outline], fill=rng.uniform(8.8, 11.5), kind="anaplastic", froth=rng.uniform(0.2, 1.0))
     gland.tone = (rng.uniform(0.14, 0.36), rng.uniform(0.22, 0.42))
     if radius > 55 and rng.random() < 0.3:
         gland.necrosis = radius * rng.uniform(0.3, 0.45)
@@ -171,8 +175,8 @@ GLANDS = {0: benign, 3: pattern3, 4: pattern4, 5: pattern5}
 # Radii that are tried one after another (large ones first), attempts for each per square millimetre, and the gap left around.
 SIZES = {
     0: (((75, 110), 300), ((50, 75), 500), ((32, 50), 500)),
-    3: (((26, 40), 700), ((18, 28), 2500), ((13, 19), 2500)),
-    4: (((75, 115), 400), ((45, 75), 900), ((22, 40), 1500)),
-    5: (((80, 160), 300), ((40, 80), 500), ((16, 34), 500)),
+    3: (((24, 38), 600), ((17, 26), 2500), ((12, 18), 2500)),
+    4: (((70, 115), 400), ((45, 70), 900), ((26, 44), 1500)),
+    5: (((65, 115), 500), ((35, 65), 900), ((14, 30), 1200)),
 }
-GAPS = {0: (10, 34), 3: (4, 14), 4: (4, 12), 5: (4, 16)}
+GAPS = {0: (10, 34), 3: (4, 14), 4: (4, 12), 5: (2, 9)}

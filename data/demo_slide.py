@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from data import demo_tissue
-from data.demo_texture import smooth_noise
+from data import demo_layout, demo_tissue
+from data.demo_layout import COARSE
+from data.demo_texture import magnify, smooth_noise
 from data.panda import gleason_patterns
 
 CORE_SLOT_UM = 640  # one core beside another
@@ -20,7 +21,7 @@ _LOOK = {
     "radboud": {
         "hematoxylin": (0.62, 0.71, 0.35),
         "eosin": (0.12, 0.97, 0.22),
-        "strength": 0.88,
+        "strength": 0.96,
         "white": (247, 245, 248),
         "blur": 0.72,
     },
@@ -69,17 +70,17 @@ def paint_slide(rng: np.random.Generator, plan: SlidePlan, size: int) -> tuple[n
 def _lay_cores(rng, plan, image, mask, white) -> None:
     size, um = len(image), 1 / plan.mpp
     count = max(1, int(size / (CORE_SLOT_UM * um) + 0.15))
-    slot = size // count
+    slot = size // count // COARSE * COARSE
     palette = demo_tissue.Palette.draw(rng, plan.mpp)
     stains = _stains(rng, plan.provider)
     for number in range(count):
         top = int(rng.uniform(0.0, 0.06) * size)
-        height = int(size * rng.uniform(0.9, 1.0)) - top
+        height = (int(size * rng.uniform(0.9, 1.0)) - top) // COARSE * COARSE
         width = min(rng.uniform(*CORE_WIDTH_UM) * um, 0.86 * slot)
-        core = demo_tissue.paint_core(rng, palette, (height, slot), width, _segments(rng, plan.score))
-        window = np.s_[top : top + height, number * slot : (number + 1) * slot]
-        image[window] = _colour(rng, core, stains, white, _LOOK[plan.provider]["blur"], um)
-        mask[window] = _labels(core, plan.provider)
+        painted = demo_tissue.paint_core(rng, palette, (height, slot), width, _segments(rng, plan.score))
+        place = np.s_[top : top + height, number * slot : (number + 1) * slot]
+        _colour(rng, painted, stains, white, _LOOK[plan.provider]["blur"], image[place])
+        mask[place] = _labels(painted, plan.provider)
 
 
 def _segments(rng, score: str) -> list[tuple[float, int]]:
@@ -88,7 +89,7 @@ def _segments(rng, score: str) -> list[tuple[float, int]]:
     if not primary:
         return [(1.0, 0)]
     benign = rng.uniform(0.16, 0.26)
-    second = 0.0 if primary == secondary else rng.uniform(0.26, 0.32)
+    second = 0.0 if primary == secondary else rng.uniform(0.17, 0.24)
     parts = [(1 - benign - second, primary), (second, secondary), (benign, 0)]
     return [parts[i] for i in rng.permutation(3) if parts[i][0] > 0]
 
@@ -101,27 +102,31 @@ def _stains(rng, provider: str) -> np.ndarray:
     return (vectors * look["strength"] * np.exp(rng.normal(0, (0.10, 0.12)))[:, None]).astype(np.float32)
 
 
-def _colour(rng, core, stains, white, blur: float, um: float) -> np.ndarray:
-    """(h, w, 3) uint8 by Beer and Lambert: section thickness varies slowly, the optics blur, the sensor adds noise."""
-    thickness = 1 + 0.07 * smooth_noise(rng, core.shape, 260 * um)
-    dyes = [ndimage.gaussian_filter(dye * thickness, blur, truncate=3) for dye in (core.hematoxylin, core.eosin)]
-    grain = rng.standard_normal(core.shape, np.float32) * 1.3 * (core.tissue > 0)
-    image = np.empty((*core.shape, 3), np.uint8)
-    for channel in range(3):
-        density = dyes[0] * stains[0, channel] + dyes[1] * stains[1, channel]
-        image[..., channel] = np.clip(white[channel] * np.exp(-density) + grain + 0.5, 0, 255)
-    return image
+def _colour(rng, painted, stains, white, blur: float, image) -> None:
+    """Fill ``image`` by Beer and Lambert: section thickness varies slowly, the optics blur, the sensor adds noise."""
+    core = painted.core
+    thickness = 1 + 0.07 * smooth_noise(rng, core.region.shape, 260 * core.um / COARSE)
+    for window in demo_tissue.bands(core):
+        local = magnify(thickness, COARSE, window)
+        around = tuple(slice(max(part.start - 3, 0), part.stop + 3) for part in window)
+        own = tuple(slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(window, around, strict=True))
+        dyes = [ndimage.gaussian_filter(dye[around], blur, radius=3)[own] * local for dye in (painted.hematoxylin, painted.eosin)]
+        grain = rng.standard_normal(local.shape, np.float32) * 1.3 * (painted.tissue[window] > 0) + 0.5
+        for channel in range(3):
+            light = white[channel] * np.exp(-dyes[0] * stains[0, channel] - dyes[1] * stains[1, channel])
+            image[window][..., channel] = np.clip(light + grain, 0, 255)
 
 
-def _labels(core, provider: str) -> np.ndarray:
+def _labels(painted, provider: str) -> np.ndarray:
     """Mask in the provider's values: Radboud per epithelium, Karolinska whole areas of benign or cancerous tissue."""
-    inside = core.tissue > 0.5
+    core = painted.core
+    inside = painted.tissue > 0.5
     if provider == "karolinska":
-        return np.where(inside, 1 + (core.region > 0), 0).astype(np.uint8)
-    value = np.array([2, 0, 0, 3, 4, 5], np.uint8)
-    epithelium = core.pattern != demo_tissue.NO_GLAND
-    mask = np.where(epithelium, value[np.where(epithelium, core.pattern, 0)], 1)
-    return np.where(inside & (core.layers["lumen"] < 0.5), mask, 0).astype(np.uint8)
+        cancer = (core.region > 0).repeat(COARSE, 0).repeat(COARSE, 1)
+        return np.where(inside, np.where(cancer, 2, 1), 0).astype(np.uint8)
+    value = {demo_layout.NO_GLAND[0]: 1, 0: 2, 3: 3, 4: 4, 5: 5}
+    values = np.array([value[row[demo_layout.PATTERN]] for row in core.traits], np.uint8)
+    return np.where(inside & (core.lumen < 128), values[core.gland], 0).astype(np.uint8)
 
 
 def _blur(rng, image, mask) -> None:

@@ -12,28 +12,42 @@ from PIL import Image
 from scipy import fft, ndimage
 
 SIDE = 1024  # of the periodic noise tiles; a power of two, so that wrapping is a bit mask
-DIRECTIONS = 16  # fibre textures between 0 and 180 degrees; between two of them the painter interpolates
+DIRECTIONS = 12  # fibre textures between 0 and 180 degrees; between two of them the painter interpolates
 ANGLES = 24  # orientations of each cell sprite over 180 degrees
-VARIANTS = 10  # cells of each kind and orientation
+VARIANTS = 10  # cells of each kind and orientation; of the few large bodies one
+FIBRES = ((0.7, 15.0, 1.2), (0.75, 7.0, 0.4), (0.4, 30.0, 3.5))  # weight, half length and half width in micrometres
 
 
-def resize(field: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """``field`` (h, w) float32 stretched to ``shape`` with bicubic weights."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(field, np.float32)).resize(shape[::-1], Image.Resampling.BICUBIC))
+def resize(field: np.ndarray, shape: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
+    """``field`` (h, w) float32, or its ``box`` (left, top, right, bottom), stretched to ``shape`` with bicubic weights."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(field)).resize(shape[::-1], Image.Resampling.BICUBIC, box))
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
     """(h, w) float32 noise whose features are about ``scale`` pixels across, without period."""
-    scale = max(scale, 2.0)
-    knots = [int(np.ceil(side / scale)) + 3 for side in shape]
-    field = resize(rng.standard_normal(knots).astype(np.float32), tuple(int(np.ceil(knot * scale)) for knot in knots))
-    y, x = (int(rng.integers(0, have - want + 1)) for have, want in zip(field.shape, shape, strict=True))
-    return field[y : y + shape[0], x : x + shape[1]] * np.float32(1.3)
+    step = max(scale / 2, 1.0)
+    knots = rng.standard_normal([int(np.ceil(side / step)) + 4 for side in shape], np.float32)
+    # Smoothed knots hide the directions of the grid; 3.2 restores the unit variance.
+    knots = ndimage.gaussian_filter(knots, 0.9) * np.float32(3.2)
+    y, x = rng.uniform(1, 2, 2).tolist()
+    return resize(knots, shape, (x, y, x + shape[1] / step, y + shape[0] / step))
 
 
-def _filtered(spectrum: np.ndarray, gain: np.ndarray) -> np.ndarray:
+def magnify(field: np.ndarray, step: int, window: tuple[slice, slice]) -> np.ndarray:
+    """The part of ``field`` (on a grid ``step`` pixels wide) below a ``window`` in pixels, with bicubic weights."""
+    rows, columns = window
+    box = (columns.start / step, rows.start / step, columns.stop / step, rows.stop / step)
+    return resize(field, (rows.stop - rows.start, columns.stop - columns.start), box)
+
+
+def _noise_tile(spectrum: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    gain[0, 0] = 0
     tile = fft.irfft2(spectrum * gain, s=(SIDE, SIDE), workers=1)
-    return ((tile - tile.mean()) / tile.std()).astype(np.float32)
+    return tile / tile.std()
+
+
+def _spectrum(rng: np.random.Generator) -> np.ndarray:
+    return fft.rfft2(rng.standard_normal((SIDE, SIDE), np.float32), workers=1)
 
 
 def _frequencies() -> tuple[np.ndarray, np.ndarray]:
@@ -42,17 +56,18 @@ def _frequencies() -> tuple[np.ndarray, np.ndarray]:
 
 def fibre_tiles(rng: np.random.Generator, um: float) -> np.ndarray:
     """(DIRECTIONS, SIDE, SIDE) float32: bundles of collagen fibres that run at angle k * pi / DIRECTIONS (y points down)."""
-    spectrum = fft.rfft2(rng.standard_normal((SIDE, SIDE)).astype(np.float32), workers=1)
+    spectrum = _spectrum(rng)
     fy, fx = _frequencies()
     tiles = np.empty((DIRECTIONS, SIDE, SIDE), np.float32)
     for k in range(DIRECTIONS):
         angle = np.pi * k / DIRECTIONS
-        along, across = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
-        tile = np.float32(0)
-        for weight, length_um, width_um in ((0.75, 15.0, 1.3), (0.55, 7.0, 0.45), (0.45, 30.0, 3.5)):
-            blur = np.exp(-2 * np.pi**2 * ((along * length_um * um) ** 2 + (across * width_um * um) ** 2))
-            tile = tile + weight * _filtered(spectrum, blur)
-        tiles[k] = tile / tile.std()
+        along, across = (fx * np.cos(angle) + fy * np.sin(angle)) ** 2, (fy * np.cos(angle) - fx * np.sin(angle)) ** 2
+        gain = np.zeros_like(along)
+        for weight, length_um, width_um in FIBRES:
+            length, width = length_um * um, width_um * um
+            # The square root of the area makes each size of fibre contribute its weight to the standard deviation.
+            gain += weight * np.sqrt(length * width) * np.exp(-2 * np.pi**2 * (along * length**2 + across * width**2))
+        tiles[k] = _noise_tile(spectrum, gain)
     return tiles
 
 
@@ -60,19 +75,14 @@ def grain_tiles(rng: np.random.Generator, um: float, sizes_um: tuple[float, ...]
     """For each size one (SIDE, SIDE) float32 tile of isotropic band-pass noise: granules and vacuoles."""
     fy, fx = _frequencies()
     square = -2 * np.pi**2 * (fx**2 + fy**2)
-    tiles = []
-    for size in sizes_um:
-        spectrum = fft.rfft2(rng.standard_normal((SIDE, SIDE)).astype(np.float32), workers=1)
-        sigma = size * um / 2
-        tiles.append(_filtered(spectrum, np.exp(square * sigma**2) - np.exp(square * (2.2 * sigma) ** 2)))
-    return tiles
+    sigmas = [size * um / 2 for size in sizes_um]
+    return [_noise_tile(_spectrum(rng), np.exp(square * s**2) - np.exp(square * (2.2 * s) ** 2)) for s in sigmas]
 
 
 def spread(rng: np.random.Generator, tile: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A periodic tile continued over ``shape`` from a random place, mirrored at random."""
     tile = tile[:: int(rng.choice((-1, 1))), :: int(rng.choice((-1, 1)))]
-    start = rng.integers(0, SIDE, 2)
-    rows, columns = ((np.arange(side) + first) % SIDE for side, first in zip(shape, start, strict=True))
+    rows, columns = ((np.arange(side) + int(rng.integers(SIDE))) & (SIDE - 1) for side in shape)
     return tile[rows[:, None], columns[None, :]]
 
 
@@ -81,7 +91,8 @@ class CellKind:
     """How cells of one kind look. Half axes in micrometres (lowest, highest); densities are stain concentrations at the centre.
 
     ``rim`` is the darker nuclear membrane, ``clumps`` the strength of the chromatin texture, ``nucleolus`` the density of its
-    spot, ``bend`` the curvature of the long axis, ``uneven`` how far the outline leaves the ellipse.
+    spot, ``bend`` the curvature of the long axis, ``uneven`` how far the outline leaves the ellipse, ``rings`` the contrast of
+    concentric layers (corpora amylacea).
     """
 
     long_um: tuple[float, float]
@@ -93,31 +104,34 @@ class CellKind:
     bend: float = 0.0
     uneven: float = 0.06
     eosin: float = 0.1
+    rings: float = 0.0
 
 
 CELL_KINDS = {
-    "luminal": CellKind((3.3, 4.3), (2.8, 3.4), (0.62, 1.0), 0.38, 0.30, 0.25),
-    "basal": CellKind((3.6, 5.6), (1.3, 1.9), (0.95, 1.4), 0.2, 0.2, bend=0.25),
-    "acinar": CellKind((3.5, 4.6), (3.2, 4.0), (0.50, 0.85), 0.5, 0.32, 0.95),
-    "fused": CellKind((3.4, 4.9), (3.0, 4.1), (0.55, 1.0), 0.45, 0.35, 0.8, uneven=0.08),
-    "anaplastic": CellKind((3.6, 6.2), (3.0, 4.7), (0.5, 1.3), 0.45, 0.42, 0.9, uneven=0.13),
-    "spindle": CellKind((4.5, 9.5), (1.0, 1.8), (0.85, 1.35), 0.15, 0.25, bend=0.35, uneven=0.08),
+    "luminal": CellKind((3.3, 4.3), (2.8, 3.4), (0.55, 0.95), 0.42, 0.35, 0.3),
+    "basal": CellKind((3.6, 5.6), (1.2, 1.8), (0.95, 1.4), 0.2, 0.2, bend=0.25),
+    "acinar": CellKind((3.4, 4.5), (3.1, 3.9), (0.35, 0.75), 0.6, 0.4, 1.1),
+    "fused": CellKind((3.3, 4.6), (2.9, 3.8), (0.38, 0.85), 0.55, 0.42, 0.9, uneven=0.08),
+    "anaplastic": CellKind((3.3, 5.6), (2.8, 4.2), (0.3, 1.1), 0.55, 0.5, 1.1, uneven=0.11),
+    "spindle": CellKind((4.5, 9.5), (0.9, 1.7), (0.85, 1.4), 0.15, 0.25, bend=0.35, uneven=0.08),
     "lymphocyte": CellKind((2.6, 3.3), (2.5, 3.0), (1.3, 1.7), 0.1, 0.35),
     "pyknotic": CellKind((0.8, 2.3), (0.7, 1.8), (1.3, 2.0), 0.0, 0.1, uneven=0.15, eosin=0.5),
     "erythrocyte": CellKind((2.6, 3.4), (2.2, 3.1), (0.0, 0.03), 0.0, 0.0, uneven=0.05, eosin=1.5),
+    "crystalloid": CellKind((3.0, 9.0), (0.7, 1.3), (0.0, 0.02), 0.0, 0.0, eosin=1.7),
+    "corpus": CellKind((9.0, 19.0), (8.0, 16.0), (0.02, 0.15), 0.0, 0.3, uneven=0.05, eosin=0.8, rings=0.3),
 }
 
 
 def cell_sprites(rng: np.random.Generator, kind: CellKind, um: float) -> np.ndarray:
-    """(ANGLES * VARIANTS, 3, s, s) float32: hematoxylin, eosin, coverage of cells, sorted by angle over 180 degrees."""
-    count = ANGLES * VARIANTS
+    """(ANGLES * n, 3, s, s) float32: hematoxylin, eosin, coverage of n cells per angle, sorted by angle over 180 degrees."""
+    count = ANGLES * (VARIANTS if kind.long_um[1] < 10 else 1)
     half = int(np.ceil(kind.long_um[1] * um * 1.25)) + 2
     grid = np.arange(-half, half + 1, dtype=np.float32)
 
     def draw(low: float, high: float) -> np.ndarray:
         return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
 
-    angle = np.pi * (np.repeat(np.arange(ANGLES), VARIANTS)[:, None, None] + draw(-0.5, 0.5)) / ANGLES
+    angle = np.pi * (np.repeat(np.arange(ANGLES), count // ANGLES)[:, None, None] + draw(-0.5, 0.5)) / ANGLES
     y, x = grid[None, :, None] + draw(-0.5, 0.5), grid[None, None, :] + draw(-0.5, 0.5)
     long, short = draw(*kind.long_um) * um, draw(*kind.short_um) * um
     u = x * np.cos(angle) + y * np.sin(angle)
@@ -132,5 +146,7 @@ def cell_sprites(rng: np.random.Generator, kind: CellKind, um: float) -> np.ndar
     if kind.nucleolus:
         spot = np.hypot(u - draw(-0.3, 0.3) * long, v - draw(-0.3, 0.3) * short) / (draw(0.6, 0.95) * um)
         density = density + kind.nucleolus * draw(0.1, 1.2) * np.exp(-(spot**2))
-    eosin = kind.eosin * draw(0.8, 1.2) * (1 - 0.25 * np.exp(-((radius * 1.6) ** 2)))
+    eosin = kind.eosin * draw(0.7, 1.2) * (1 - 0.25 * np.exp(-((radius * 1.6) ** 2)))
+    if kind.rings:
+        eosin = eosin * (1 + kind.rings * np.cos(radius * draw(12, 30) + draw(0, 6.28)))
     return np.stack([np.maximum(density, 0.0) * coverage, eosin * coverage, coverage], 1).astype(np.float32)
