@@ -38,13 +38,12 @@ KNOWN_BAD = {
 }
 
 _ISUP_BY_SCORE = {(0, 0): 0, (3, 3): 1, (3, 4): 2, (4, 3): 3}
-# At least this share of a patch must be cancer for a Gleason label, and at most that share for a benign one;
-# between the two the patch shows both and stays unlabelled.
-MIN_CANCER_SHARE = 0.10
+# At least this share of a patch must carry what its label says.
+MIN_LABEL_SHARE = 0.10
+# A benign patch may hold this much that is marked as cancer: the rim of a neighbour, not a gland.
 MAX_CANCER_SHARE_IN_BENIGN = 0.01
-MIN_BENIGN_SHARE = 0.10
-# One Gleason pattern must hold this share of the cancer in the patch, else it is mixed and stays unlabelled.
-MIN_PATTERN_SHARE = 0.60
+# One Gleason pattern must hold this share of all marked benign and cancer in the patch, else it is mixed and stays unlabelled.
+MIN_PURITY = 0.60
 
 
 @dataclass(frozen=True)
@@ -133,27 +132,32 @@ def label_from_mask(mask: np.ndarray, provider: str, gleason_score: str) -> str:
         patterns = gleason_patterns(gleason_score)
         pure = patterns is not None and patterns[0] == patterns[1] and patterns[0] > 0
         benign, cancer = shares[1], {patterns[0] if pure else 0: shares[2]}
-    total = sum(cancer.values())
-    if total <= MAX_CANCER_SHARE_IN_BENIGN:
-        return "benign" if benign >= MIN_BENIGN_SHARE else "unlabelled"
+    if sum(cancer.values()) <= MAX_CANCER_SHARE_IN_BENIGN:
+        return "benign" if benign >= MIN_LABEL_SHARE else "unlabelled"
     pattern = max(cancer, key=cancer.get)
-    if pattern == 0 or total < MIN_CANCER_SHARE or cancer[pattern] < MIN_PATTERN_SHARE * total:
-        return "unlabelled"
-    return f"gleason{pattern}"
+    enough = cancer[pattern] >= max(MIN_LABEL_SHARE, MIN_PURITY * (benign + sum(cancer.values())))
+    return f"gleason{pattern}" if pattern and enough else "unlabelled"
 
 
 def split_by_slide(records: Iterable[SlideRecord], test_share: float = 0.15) -> dict[str, str]:
     """slide_id -> "train" or "test", so that no slide is on both sides, stratified by provider and grade.
 
-    In each stratum the slides stand in the order of a hash of their id, and the first ``test_share`` of them (rounded, and at
-    least one where a stratum has four) are held out. The order depends on nothing but the ids: adding slides moves few.
+    ``test_share`` of all slides (rounded, at least one of four) are held out. Each stratum gives its share rounded down, and the
+    rest comes from the strata that lost most by rounding, so that few slides are split too. Within a stratum the slides stand
+    in the order of a hash of their ids, which depends on nothing else.
     """
     strata = defaultdict(list)
     for record in set(records):
         strata[record.data_provider, record.isup_grade].append(record.slide_id)
+    total = sum(map(len, strata.values()))
+    exact = {key: len(ids) * test_share for key, ids in strata.items()}
+    quota = {key: int(value) for key, value in exact.items()}
+    missing = max(round(total * test_share), 1 if total >= 4 else 0) - sum(quota.values())
+    by_loss = sorted(strata, key=lambda key: (quota[key] - exact[key], repr(key)))
+    for key in by_loss[:missing]:
+        quota[key] += 1
     split = {}
-    for ids in strata.values():
+    for key, ids in strata.items():
         ids.sort(key=lambda slide_id: hashlib.sha256(slide_id.encode()).digest())
-        held_out = max(round(len(ids) * test_share), 1 if len(ids) >= 4 else 0)
-        split.update({slide_id: "test" if rank < held_out else "train" for rank, slide_id in enumerate(ids)})
+        split.update({slide_id: "test" if rank < quota[key] else "train" for rank, slide_id in enumerate(ids)})
     return split
