@@ -27,6 +27,7 @@ from data.subset import choose
 from data.transfer import Address, DamagedError, GaveUpError, Line, PartFile, StoppedError
 
 FEW_FILES = 60  # up to here single files stay well below Kaggle's rate limit, which has been met after about a hundred
+SETTLING = 2  # files that are checked and flushed beside those that are being received
 TRIES_PER_FILE = 3  # how often a file may arrive damaged
 LISTING = ".kaggle_listing.json"
 LISTING_DAYS = 7.0
@@ -170,10 +171,10 @@ class Downloader:
         """Bytes of ``files`` less what their half files already hold."""
         return sum(max(0, size - PartFile(inside(self.folder, name)).size) for name, size in files.items())
 
-    def fetch(self, name: str, size: int) -> int:
-        """Make one file whole; return its CRC-32. Not entered in the ledger. Raises GaveUpError, RefusedError or UserError."""
+    def fetch(self, name: str, size: int) -> str:
+        """Make one file whole; return its checksum. Not entered in the ledger. Raises GaveUpError, RefusedError or UserError."""
         final = inside(self.folder, name)
-        known = self._bundle.members[name].crc if self._bundle and name in self._bundle.members else None
+        known = f"crc32:{self._bundle.members[name].crc:08x}" if self._bundle and name in self._bundle.members else None
         entry = self.ledger.entries.get(name)
         if final.is_file() and (entry is None or entry.state == "whole"):  # there before us, or the ledger's line was lost
             with contextlib.suppress(DamagedError):
@@ -199,14 +200,14 @@ class Downloader:
                 self._bundle = None
         return self._singles.pull(name, size, part)
 
-    def fetch_all(self, files: dict[str, int]) -> Iterator[tuple[str, int | UserError]]:
-        """Fetch ``files``, several at once; yield (name, CRC-32 or what was wrong) as they end, after entering them in the ledger.
+    def fetch_all(self, files: dict[str, int]) -> Iterator[tuple[str, str | UserError]]:
+        """Fetch ``files``, several at once; yield (name, checksum or what was wrong) as they end, the ledger having been kept.
 
         One file that cannot be had does not stop the rest; several in a row, or a refusal, do.
         """
         failed_in_a_row = 0
-        for name, outcome in side_by_side(files.items(), lambda item: self.fetch(*item), self._workers + 1, self._line):
-            if isinstance(outcome, int):
+        for name, outcome in side_by_side(files.items(), lambda item: self.fetch(*item), self._workers + SETTLING, self._line):
+            if isinstance(outcome, str):
                 self.ledger.enter(name[0], name[1], outcome)
                 failed_in_a_row = 0
             else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import inside
-from data.sources import crc32
+from data.sources import checksum
 from data.transfer import disk_errors
 
 NAME = "downloads.csv"
@@ -23,11 +23,14 @@ STATES = ("whole", "damaged", "used")
 
 @dataclass(frozen=True)
 class Entry:
-    """One arrival. crc32: eight hexadecimal digits. state: whole; damaged, as --verify found; used, deleted after streaming."""
+    """One arrival. checksum: ``crc32:`` or ``md5:`` and hexadecimal digits.
+
+    state: whole; damaged, as --verify found; used, deleted after it gave its patches.
+    """
 
     name: str
     size: int
-    crc32: str
+    checksum: str
     time: str
     state: str = "whole"
 
@@ -72,10 +75,9 @@ class Ledger:
         entry = self.entries.get(name)
         return entry is not None and entry.state == "used" and entry.size == size
 
-    def enter(self, name: str, size: int, checksum: int | str, state: str = "whole") -> None:
+    def enter(self, name: str, size: int, checksum: str, state: str = "whole") -> None:
         """Append one line."""
-        text = checksum if isinstance(checksum, str) else f"{checksum:08x}"
-        entry = Entry(name, size, text, datetime.now(UTC).isoformat(timespec="seconds"), state)
+        entry = Entry(name, size, checksum, datetime.now(UTC).isoformat(timespec="seconds"), state)
         with disk_errors(self._path), open(self._path, "a", encoding="utf-8", newline="") as file:
             file.write(self._begins)
             csv.writer(file, lineterminator="\n").writerow(astuple(entry))
@@ -95,7 +97,7 @@ def verify(folder: Path, workers: int) -> Iterator[tuple[str, str | None]]:
     with ThreadPoolExecutor(workers) as pool:
         for entry, problem in zip(kept, pool.map(lambda entry: _problem(ledger.folder, entry), kept), strict=True):
             if problem:
-                ledger.enter(entry.name, entry.size, entry.crc32, "damaged")
+                ledger.enter(entry.name, entry.size, entry.checksum, "damaged")
             yield entry.name, problem
 
 
@@ -106,6 +108,6 @@ def _problem(folder: Path, entry: Entry) -> str | None:
     if path.stat().st_size != entry.size:
         return f"{path.stat().st_size} bytes instead of {entry.size}"
     try:
-        return None if f"{crc32(path):08x}" == entry.crc32 else "its checksum has changed"
+        return None if checksum(path, entry.checksum.split(":")[0]) == entry.checksum else "its checksum has changed"
     except OSError as error:
         return f"cannot be read ({error.strerror})"

@@ -99,11 +99,11 @@ class Bundle:
     def _pull_from_header(self, member: Member, identity: dict, part: PartFile) -> None:
         """First request for a member: its own header tells where the data begins."""
         response = self._open(member.offset, member.limit)
-        header = _LOCAL_HEADER.unpack(_read_exactly(response, _LOCAL_HEADER.size))
+        header = _LOCAL_HEADER.unpack(_read_exactly(response, _LOCAL_HEADER.size, self._line))
         if header[0] != b"PK\x03\x04":
             raise GaveUpError("the bundle's directory points to no file; run again later")
         extra = header[-2] + header[-1]
-        _read_exactly(response, extra)
+        _read_exactly(response, extra, self._line)
         part.begin({**identity, "start": member.offset + _LOCAL_HEADER.size + extra})
         part.path.touch()
         part.append(response, member.packed_size, self._line)
@@ -135,7 +135,7 @@ class _Fetcher(RemoteFetcher):
 
     def __init__(self, bundle: Bundle):
         super().__init__("")
-        self._bundle = bundle
+        self._bundle, self._line = bundle, bundle._line
 
     def fetch(self, data_range, stream=False):
         """The bytes of ``data_range``, whole."""
@@ -143,19 +143,20 @@ class _Fetcher(RemoteFetcher):
         def once():
             response = self._bundle.read_range(self.build_range_header(*data_range))
             first, _ = content_range(response)
-            return first, _read_exactly(response, int(response.headers["Content-Length"]))
+            return first, _read_exactly(response, int(response.headers["Content-Length"]), self._line)
 
-        first, body = self._bundle._line.retrying("the bundle's directory", once)
+        first, body = self._line.retrying("the bundle's directory", once)
         return PartialBuffer(io.BytesIO(body), first, len(body), stream=False)
 
 
-def _read_exactly(response: requests.Response, size: int) -> bytes:
+def _read_exactly(response: requests.Response, size: int, line: Line) -> bytes:
     parts, missing = [], size
     while missing:
         chunk = read_some(response, missing)
         if not chunk:
             response.close()
             raise TryAgainError(f"the connection ended {missing} bytes early")
+        line.count(len(chunk))
         parts.append(chunk)
         missing -= len(chunk)
     return b"".join(parts)
@@ -211,37 +212,37 @@ def _note_of(response: requests.Response, name: str, size: int) -> dict:
     return {"from": "file", "validator": validator(response), "length": length, "md5": stated_md5(response), "wrapped": wrapped}
 
 
-def settle(part: PartFile, name: str, size: int) -> int:
-    """Check a fully fetched ``part`` against everything that is known, unpack it, give it its name; return its CRC-32.
+def settle(part: PartFile, name: str, size: int) -> str:
+    """Check a fully fetched ``part`` against everything that is known, unpack it, give it its name; return its checksum.
 
     Known are the listed ``size``, the CRC-32 of the zip's directory, the MD5 of the storage; a TIFF is opened once. Raises
     DamagedError, with the half file removed, when something disagrees.
     """
     note = part.note()
     unpacked = part.path.with_suffix(".unpacked")
+    stated = f"md5:{note['md5']}" if note.get("md5") else f"crc32:{note['crc32']:08x}" if "crc32" in note else None
     try:
-        if note.get("md5") and _md5(part.path) != note["md5"]:
-            raise DamagedError("the bytes that arrived do not have the checksum that the storage states")
         packed = note.get("method") == zipfile.ZIP_DEFLATED or note.get("wrapped") or _looks_wrapped(part, size)
         if packed:
-            _write(unpacked, _inflated(part.path) if "method" in note else _unwrapped(part.path), size)
-        crc = check_content(unpacked if packed else part.path, name, size, note.get("crc32"))
+            if note["from"] == "file":  # the storage's checksum is that of the wrapper, which holds another
+                check_checksum(part.path, stated)
+                stated = None
+            _write(unpacked, _inflated(part.path) if note["from"] == "bundle" else _unwrapped(part.path), size)
+        checksum = check_content(unpacked if packed else part.path, name, size, stated)
         part.commit(unpacked if packed else None)
     except DamagedError:
         part.drop()
         raise
     finally:
         unpacked.unlink(missing_ok=True)
-    return crc
+    return checksum
 
 
-def check_content(path: Path, name: str, size: int, crc: int | None) -> int:
-    """CRC-32 of a file. Raises DamagedError for another size, another ``crc`` (None: unknown), or a TIFF that does not open."""
+def check_content(path: Path, name: str, size: int, stated: str | None) -> str:
+    """Checksum of a file. Raises DamagedError for another size, another checksum than ``stated``, or a TIFF that does not open."""
     if path.stat().st_size != size:
         raise DamagedError(f"{path.stat().st_size} bytes arrived where Kaggle lists {size}")
-    found = crc32(path)
-    if crc is not None and found != crc:
-        raise DamagedError("the bytes that arrived do not have the checksum that the bundle states")
+    found = check_checksum(path, stated)
     if name.endswith((".tiff", ".tif")):
         import openslide
 
@@ -252,18 +253,23 @@ def check_content(path: Path, name: str, size: int, crc: int | None) -> int:
     return found
 
 
-def crc32(path: Path) -> int:
-    """CRC-32 of a file's bytes."""
-    value = 0
-    with open(path, "rb") as file:
+def check_checksum(path: Path, stated: str | None) -> str:
+    """Checksum of a file in the kind of ``stated``, which it must agree with (DamagedError); a CRC-32 where nothing is stated."""
+    found = checksum(path, stated.split(":")[0] if stated else "crc32")
+    if stated and found != stated:
+        raise DamagedError("the bytes that arrived do not have the checksum that Kaggle states")
+    return found
+
+
+def checksum(path: Path, kind: str) -> str:
+    """``crc32:`` or ``md5:`` and the checksum of a file's bytes in hexadecimal."""
+    with open(path, "rb", buffering=0) as file:
+        if kind == "md5":
+            return f"md5:{hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()}"
+        value = 0
         while chunk := file.read(CHUNK):
             value = zlib.crc32(chunk, value)
-    return value
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return f"crc32:{value:08x}"
 
 
 def _looks_wrapped(part: PartFile, size: int) -> bool:

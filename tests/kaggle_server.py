@@ -72,6 +72,7 @@ class Options:
     validators: bool = True
     deflate: bool = False
     file_calls_before_limit: int | None = None
+    rate: float | None = None  # bytes a second of one storage connection
     extra_listing: dict[str, int] = field(default_factory=dict)
 
 
@@ -164,6 +165,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def handle_one_request(self):
+        # Through a proxy the client sends head and body of a POST apart, and waits for the kernel's acknowledgement between them.
+        if hasattr(socket, "TCP_QUICKACK"):
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        super().handle_one_request()
 
     def do_POST(self):  # noqa: N802
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
@@ -315,12 +322,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def send_body(self, name: str, view: memoryview, fault: Fault):
         if fault.flip and len(view):
             view = memoryview(bytes(view[:-1]) + bytes([view[-1] ^ 0xFF]))
+        began = time.monotonic()
         cut = len(view) if fault.after is None else min(fault.after, len(view))
         for start in range(0, cut, 1 << 16):
             piece = view[start : min(start + (1 << 16), cut)]
             self.wfile.write(piece)
             with self.kaggle.lock:
                 self.kaggle.sent[name] += len(piece)
+            if self.kaggle.options.rate:
+                time.sleep(max(0.0, began + (start + len(piece)) / self.kaggle.options.rate - time.monotonic()))
         if fault.after is not None:
             self.hang_up(fault.how, fault.seconds)
         elif fault.no_length:
