@@ -15,7 +15,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -84,9 +84,9 @@ def extract(settings: ExtractSettings) -> ExtractResult:
     start = time.monotonic()
     result = ExtractResult()
     jobs = find_slides(settings, result)
-    _claim_folder(settings)
+    claim_folder(settings)
     with Journal(settings.output_dir) as journal:
-        run = _Run(settings, jobs, journal, result)
+        run = Run(settings, jobs, journal, result)
         run.reconcile()
         run.scan()
         run.cut()
@@ -113,15 +113,16 @@ def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, J
     jobs = {}
     for slide_id in sorted(records):
         mask = folder / "train_label_masks" / f"{slide_id}_mask.tiff"
-        jobs[slide_id] = _job(settings, records[slide_id], files[slide_id], mask)
+        jobs[slide_id] = make_job(settings, records[slide_id], files[slide_id], mask if mask.exists() else None)
     return jobs
 
 
-def _job(settings: ExtractSettings, record: SlideRecord, path: Path, mask: Path) -> Job:
+def make_job(settings: ExtractSettings, record: SlideRecord, path: Path, mask: Path | None) -> Job:
+    """What a worker must know about one slide."""
     return Job(
         record,
         path,
-        mask if mask.exists() else None,
+        mask,
         settings.output_dir,
         overlay_folder(settings.output_dir) / f"{file_stem(record.slide_id)}.jpg",
         settings.patch_size,
@@ -170,7 +171,7 @@ def _fixed(settings: ExtractSettings) -> dict:
     return {name: values[name] for name in values if name not in {"output_dir", "workers", "max_patches"}}
 
 
-def _claim_folder(settings: ExtractSettings) -> None:
+def claim_folder(settings: ExtractSettings) -> None:
     """Make the output folder and write its extract.json, or check that it was made with the same settings."""
     folder, path = settings.output_dir, settings.output_dir / SETTINGS_NAME
     try:
@@ -210,8 +211,11 @@ def _versions() -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------- the run
 
 
-class _Run:
-    """One extraction under way: the journal, what each slide has given so far, and who failed."""
+class Run:
+    """One extraction under way: the journal, what each slide has given so far, and who failed.
+
+    The slides may come and go (see data.stream): ``scan`` and ``cut`` among those that are there, ``trim`` at any time.
+    """
 
     def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult):
         self.settings, self.jobs, self.journal, self.result = settings, jobs, journal, result
@@ -224,7 +228,7 @@ class _Run:
         """Forget what changed or vanished since the journal was written, then remove our files that no row will name."""
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
-            if known.scan and known.fingerprint != _fingerprints(job):
+            if known.scan and known.fingerprint != _fingerprints(job) and job.path.exists():
                 known.scan, known.cuts, known.next_index = None, [], 0
         present = {f"{label}/{name}" for label in LABELS for name in _sizes(self.settings.output_dir / label)}
         for slide_id, known in self.journal.slides.items():
@@ -234,19 +238,20 @@ class _Run:
             self._write_manifest()
             self._remove_strays()
 
-    def scan(self) -> None:
-        """Scan the slides that are new or changed."""
-        todo = [job for slide_id, job in self.jobs.items() if not self.journal.known(slide_id).scan]
+    def scan(self, among: Iterable[str] | None = None) -> None:
+        """Scan the slides that are new or changed, of all or ``among`` some."""
+        wanted = self.jobs if among is None else set(among)
+        todo = [job for slide_id, job in self.jobs.items() if slide_id in wanted and not self.journal.known(slide_id).scan]
         if todo:
             say(f"scanning {len(todo)} of {len(self.jobs)} slides for tissue")
         for job, outcome in self._work(cutting.scan, todo, "scan"):
             if isinstance(outcome, Scan):
                 self.journal.record_scan(job.record.slide_id, _fingerprints(job), outcome)
 
-    def cut(self) -> None:
-        """Share out and cut, round by round, until the number is reached or the candidates end."""
+    def cut(self, among: Iterable[str] | None = None) -> None:
+        """Share out over all slides scanned so far and cut, of all or ``among`` some, round by round, until nothing is short."""
         while True:
-            short = self._share_out()
+            short = [slide_id for slide_id in self.share_out() if among is None or slide_id in among]
             if not short:
                 return
             tasks = [(self.jobs[slide_id], *self._rest(slide_id)) for slide_id in short]
@@ -259,15 +264,20 @@ class _Run:
         """Write the manifest and failed_slides.csv; remove patches that another share-out had made."""
         self.result.patches = sorted(self._patches(), key=lambda patch: patch.path)
         write_manifest(self.settings.output_dir, self.result.patches)
+        self.trim()
+        self.result.failed = sorted(self.failed.values(), key=lambda failure: failure.slide_id)
+        _write_failed(self.settings.output_dir / FAILED_NAME, self.result.failed)
+        self._summarise()
+
+    def trim(self) -> None:
+        """Give up what lies beyond the quotas: first the journal and the manifest, then the files."""
         for slide_id in self.jobs:
             known = self.journal.known(slide_id)
             if slide_id not in self.failed and len(known.cuts) > self.quotas[slide_id]:
                 kept = known.cuts[: self.quotas[slide_id]]
                 self.journal.record_cuts(slide_id, kept, kept[-1].index + 1 if kept else 0, known.rejected)
+        self._write_manifest()
         self._remove_strays()
-        self.result.failed = sorted(self.failed.values(), key=lambda failure: failure.slide_id)
-        _write_failed(self.settings.output_dir / FAILED_NAME, self.result.failed)
-        self._summarise()
 
     def draw(self) -> None:
         """Draw the overlays that are missing or show other patches than the chosen ones."""
@@ -297,7 +307,7 @@ class _Run:
                 else:
                     yield task, outcome
 
-    def _share_out(self) -> list[str]:
+    def share_out(self) -> list[str]:
         """Set the quotas; return the slides that still have candidates to cut for theirs."""
         usable = [slide_id for slide_id in self.jobs if slide_id not in self.failed and self.journal.known(slide_id).scan]
         usable.sort(key=lambda slide_id: derive_seed(self.settings.seed, f"share/{slide_id}"))
