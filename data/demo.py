@@ -128,9 +128,8 @@ def _write_slide(out: Path, index: int, size: int, seed: int) -> None:
     image, mask = paint_slide(np.random.default_rng([seed, index, size]), plan, size)
     image_path, mask_path = _paths(out, plan)
     with replacing(image_path, durable=False) as file:
-        _write_pyramid(
-            file, [_area_mean(image, step) for step in SHRINK], plan.mpp, compression="jpeg", compressionargs={"level": 80}
-        )
+        levels = [_area_mean(image, step) for step in SHRINK]
+        _write_pyramid(file, levels, plan.mpp, compression="jpeg", compressionargs={"level": 80}, subsampling=(1, 1))
     red = np.zeros((*mask.shape, 3), np.uint8)
     red[..., 0] = mask
     with replacing(mask_path, durable=False) as file:

@@ -161,14 +161,14 @@ def draw_gland(rng, core: Core, gland: Gland, middle: np.ndarray, rough: np.ndar
         window, depth = found
         top, left = (int(rng.integers(0, SIDE - side)) if side < SIDE else 0 for side in depth.shape)
         uneven = np.resize(rough[top : top + depth.shape[0], left : left + depth.shape[1]], depth.shape)
-        edge = depth + 0.25 * um * uneven
+        edge = np.where(depth > 0, depth + 0.25 * um * uneven, 0)
         core.gland[window][edge > 0.2 * um] = number
         _raise(core.epithelium, window, edge / (0.6 * um))
         if gland.height:
             _raise(core.lumen, window, (depth / um - gland.height + 0.9 * uneven) / 1.6 + 0.5)
             _place_content(rng, core, gland, window, depth)
         if gland.necrosis:
-            _raise(core.necrosis, window, (depth / um - (gland.radius * 0.75 - gland.necrosis)) / 5 + 0.6 * uneven)
+            _raise(core.necrosis, window, (depth / um - (gland.radius * 0.75 - gland.necrosis)) / 5 + 0.5 * uneven)
     for found in (_depth(hole * um + middle, core.shape) for hole in gland.lumina):
         if found:
             _raise(core.lumen, found[0], found[1] / (1.2 * um))

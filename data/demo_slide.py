@@ -77,19 +77,22 @@ def _lay_cores(rng, plan, image, mask, white) -> None:
         top = int(rng.uniform(0.0, 0.06) * size)
         height = (int(size * rng.uniform(0.9, 1.0)) - top) // COARSE * COARSE
         width = min(rng.uniform(*CORE_WIDTH_UM) * um, 0.86 * slot)
-        painted = demo_tissue.paint_core(rng, palette, (height, slot), width, _segments(rng, plan.score))
+        painted = demo_tissue.paint_core(rng, palette, (height, slot), width, _segments(rng, plan.score, height / um))
         place = np.s_[top : top + height, number * slot : (number + 1) * slot]
         _colour(rng, painted, stains, white, _LOOK[plan.provider]["blur"], image[place])
         mask[place] = _labels(painted, plan.provider)
 
 
-def _segments(rng, score: str) -> list[tuple[float, int]]:
-    """Shares of a core's length and the pattern there: the primary pattern holds more than the secondary, some tissue is benign."""
+def _segments(rng, score: str, length_um: float) -> list[tuple[float, int]]:
+    """Shares of a core's length and the pattern there: the primary pattern holds more than the secondary, some tissue is benign.
+
+    Short cores of two patterns have no benign part, so that both find room.
+    """
     primary, secondary = gleason_patterns(score)
     if not primary:
         return [(1.0, 0)]
-    benign = rng.uniform(0.16, 0.26)
-    second = 0.0 if primary == secondary else rng.uniform(0.17, 0.24)
+    benign = rng.uniform(0.16, 0.26) if length_um > 600 or primary == secondary else 0.0
+    second = 0.0 if primary == secondary else max(rng.uniform(0.17, 0.24), min(130 / length_um, 0.38))
     parts = [(1 - benign - second, primary), (second, secondary), (benign, 0)]
     return [parts[i] for i in rng.permutation(3) if parts[i][0] > 0]
 

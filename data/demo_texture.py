@@ -5,6 +5,7 @@ Lengths are in pixels unless a name ends in ``_um``; noise has zero mean and abo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy import fft, ndimage
 SIDE = 1024  # of the periodic noise tiles; a power of two, so that wrapping is a bit mask
 DIRECTIONS = 12  # fibre textures between 0 and 180 degrees; between two of them the painter interpolates
 ANGLES = 24  # orientations of each cell sprite over 180 degrees
-VARIANTS = 10  # cells of each kind and orientation; of the few large bodies one
+VARIANTS = 10  # cells of each kind and orientation, at most; fewer of large ones
 FIBRES = ((0.7, 15.0, 1.2), (0.75, 7.0, 0.4), (0.4, 30.0, 3.5))  # weight, half length and half width in micrometres
 
 
@@ -60,13 +61,13 @@ def fibre_tiles(rng: np.random.Generator, um: float) -> np.ndarray:
     fy, fx = _frequencies()
     tiles = np.empty((DIRECTIONS, SIDE, SIDE), np.float32)
     for k in range(DIRECTIONS):
-        angle = np.pi * k / DIRECTIONS
-        along, across = (fx * np.cos(angle) + fy * np.sin(angle)) ** 2, (fy * np.cos(angle) - fx * np.sin(angle)) ** 2
+        cos, sin = math.cos(math.pi * k / DIRECTIONS), math.sin(math.pi * k / DIRECTIONS)
+        along, across = (fx * cos + fy * sin) ** 2, (fy * cos - fx * sin) ** 2
         gain = np.zeros_like(along)
         for weight, length_um, width_um in FIBRES:
             length, width = length_um * um, width_um * um
             # The square root of the area makes each size of fibre contribute its weight to the standard deviation.
-            gain += weight * np.sqrt(length * width) * np.exp(-2 * np.pi**2 * (along * length**2 + across * width**2))
+            gain += weight * math.sqrt(length * width) * np.exp(-2 * math.pi**2 * (along * length**2 + across * width**2))
         tiles[k] = _noise_tile(spectrum, gain)
     return tiles
 
@@ -74,7 +75,7 @@ def fibre_tiles(rng: np.random.Generator, um: float) -> np.ndarray:
 def grain_tiles(rng: np.random.Generator, um: float, sizes_um: tuple[float, ...]) -> list[np.ndarray]:
     """For each size one (SIDE, SIDE) float32 tile of isotropic band-pass noise: granules and vacuoles."""
     fy, fx = _frequencies()
-    square = -2 * np.pi**2 * (fx**2 + fy**2)
+    square = -2 * math.pi**2 * (fx**2 + fy**2)
     sigmas = [size * um / 2 for size in sizes_um]
     return [_noise_tile(_spectrum(rng), np.exp(square * s**2) - np.exp(square * (2.2 * s) ** 2)) for s in sigmas]
 
@@ -124,14 +125,15 @@ CELL_KINDS = {
 
 def cell_sprites(rng: np.random.Generator, kind: CellKind, um: float) -> np.ndarray:
     """(ANGLES * n, 3, s, s) float32: hematoxylin, eosin, coverage of n cells per angle, sorted by angle over 180 degrees."""
-    count = ANGLES * (VARIANTS if kind.long_um[1] < 10 else 1)
+    count = ANGLES * min(VARIANTS, int(50 / kind.long_um[1]))
     half = int(np.ceil(kind.long_um[1] * um * 1.25)) + 2
     grid = np.arange(-half, half + 1, dtype=np.float32)
 
     def draw(low: float, high: float) -> np.ndarray:
         return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
 
-    angle = np.pi * (np.repeat(np.arange(ANGLES), count // ANGLES)[:, None, None] + draw(-0.5, 0.5)) / ANGLES
+    bins = np.arange(ANGLES, dtype=np.float32).repeat(count // ANGLES)[:, None, None]
+    angle = math.pi / ANGLES * (bins + draw(-0.5, 0.5))
     y, x = grid[None, :, None] + draw(-0.5, 0.5), grid[None, None, :] + draw(-0.5, 0.5)
     long, short = draw(*kind.long_um) * um, draw(*kind.short_um) * um
     u = x * np.cos(angle) + y * np.sin(angle)
@@ -140,8 +142,8 @@ def cell_sprites(rng: np.random.Generator, kind: CellKind, um: float) -> np.ndar
     outline = 1 + sum(draw(-kind.uneven, kind.uneven) * np.cos(n * polar + draw(0, 6.28)) for n in (2, 3, 4))
     radius = np.hypot(u / long, v / short) / outline
     coverage = np.clip(0.5 + (1 - radius) * short / draw(0.9, 2.0), 0, 1)
-    clumps = ndimage.gaussian_filter(rng.standard_normal(radius.shape).astype(np.float32), (0, 0.45 * um, 0.45 * um))
-    density = draw(*kind.base) * (1 + draw(0.4, 1.3) * kind.clumps * clumps / max(clumps.std(), 1e-6))
+    clumps = ndimage.gaussian_filter(rng.standard_normal(radius.shape, np.float32), (0, 0.45 * um, 0.45 * um))
+    density = draw(*kind.base) * (1 + draw(0.4, 1.3) * kind.clumps * clumps / clumps.std())
     density = density + kind.rim * draw(0.5, 1.3) * np.exp(-(((radius - 0.88) * short / (0.55 * um)) ** 2))
     if kind.nucleolus:
         spot = np.hypot(u - draw(-0.3, 0.3) * long, v - draw(-0.3, 0.3) * short) / (draw(0.6, 0.95) * um)
