@@ -214,13 +214,13 @@ def _versions() -> dict[str, str]:
 class Run:
     """One extraction under way: the journal, what each slide has given so far, and who failed.
 
-    The slides may come and go (see data.stream): ``scan`` and ``cut`` among those that are there, ``trim`` at any time.
+    The slides may come and go (see data.stream): scan and cut those that are there, trim at any time.
     """
 
     def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult):
         self.settings, self.jobs, self.journal, self.result = settings, jobs, journal, result
         self.splits = split_by_slide([job.record for job in jobs.values()])
-        self.quotas = dict.fromkeys(jobs, 0)
+        self.start_sharing()
         self.failed: dict[str, Failure] = {}
         self.last_manifest = time.monotonic()
 
@@ -248,17 +248,18 @@ class Run:
             if isinstance(outcome, Scan):
                 self.journal.record_scan(job.record.slide_id, _fingerprints(job), outcome)
 
-    def cut(self, among: Iterable[str] | None = None) -> None:
-        """Share out over all slides scanned so far and cut, of all or ``among`` some, round by round, until nothing is short."""
-        while True:
-            short = [slide_id for slide_id in self.share_out() if among is None or slide_id in among]
-            if not short:
-                return
-            tasks = [(self.jobs[slide_id], *self._rest(slide_id)) for slide_id in short]
-            say(f"cutting {sum(task[-1] for task in tasks)} patches from {len(tasks)} slides")
-            for (job, *_), outcome in self._work(_cut_task, tasks, "cut"):
-                if isinstance(outcome, Cutting):
-                    self._add(job.record.slide_id, outcome)
+    def cut(self) -> None:
+        """Share out and cut, round by round, until the number is reached or the candidates end."""
+        while short := self.share_out():
+            self.cut_to_quotas(short)
+
+    def cut_to_quotas(self, short: list[str]) -> None:
+        """Cut what some slides are short of."""
+        tasks = [(self.jobs[slide_id], *self._rest(slide_id)) for slide_id in short]
+        say(f"cutting {sum(task[-1] for task in tasks)} patches from {len(tasks)} slides")
+        for (job, *_), outcome in self._work(_cut_task, tasks, "cut"):
+            if isinstance(outcome, Cutting):
+                self._add(job.record.slide_id, outcome)
 
     def finish(self) -> None:
         """Write the manifest and failed_slides.csv; remove patches that another share-out had made."""
@@ -306,6 +307,10 @@ class Run:
                     say(f"warning: slide {outcome.slide_id} left out ({outcome.stage}): {outcome.reason}")
                 else:
                     yield task, outcome
+
+    def start_sharing(self) -> None:
+        """Forget the quotas: the next rounds are those of an extraction that begins, whatever the journal knows."""
+        self.quotas = dict.fromkeys(self.jobs, 0)
 
     def share_out(self) -> list[str]:
         """Set the quotas; return the slides that still have candidates to cut for theirs."""
