@@ -9,14 +9,21 @@ Cybernetics 9, 1979) held between limits that keep it sane on a slide that is al
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
-STAIN_LIMITS = (0.045, 0.09)  # optical density of colour between which the threshold for tissue lies
+STAIN_LIMITS = (0.045, 0.055)  # optical density of colour between which the threshold for tissue lies
 MIN_PIECE = 40  # pixels of the overview; smaller pieces are dust
 MAX_HOLE = 600  # pixels of the overview; larger holes (wide lumina, gaps between cores) stay holes
 MIN_PEN = 25  # pixels of the overview; smaller specks are pigment or dust
 PEN_MARGIN = 2  # pixels of the overview by which a mark's frayed edge is widened
 MIN_STAINED = 0.15  # share of a patch that must be stained, else it is blank
+FOCUS_MPP = 0.5  # micrometres per pixel at which focus is judged
+# Measured on 390 patches of 43 real slides: sharp ones keep 0.039 or more of their detail at 2 um, 98 % of those blurred by a
+# Gaussian of 2 pixels less than 0.025; blurred by 3 pixels, 99 % have a sharpness below 20, sharp ones above 42.
+MIN_FINE_DETAIL = 0.025
+MIN_DETAIL = 20.0  # grey levels squared
+MAX_PEN_SHARE = 0.05  # of a patch at full resolution
 MIN_CONTRAST = 7.0  # standard deviation of grey levels of the flattest tissue; glass stays below
 
 
@@ -28,18 +35,17 @@ def optical_density(rgb: np.ndarray, white: float | np.ndarray = 255.0) -> np.nd
 
 
 def background(rgb: np.ndarray) -> np.ndarray:
-    """The glass's colour as three numbers 1..255: the commonest bright colour that is not pure white padding.
+    """The glass's colour as three numbers 1..255: the commonest bright and nearly grey colour other than pure white padding.
 
-    Glass may be tinted, so brightness relative to the slide decides; 255 three times where there is nothing like glass.
+    255 three times where hardly anything looks like glass.
     """
-    pixels = rgb.reshape(-1, 3)
-    luminance = pixels.mean(axis=1)
-    glass = pixels[(luminance > 190) & (np.ptp(pixels, axis=1) < 40) & (pixels.min(axis=1) < 255)]
-    if len(glass) < 0.02 * len(pixels):
+    red, green, blue = (rgb[..., i].astype(np.int16) for i in range(3))
+    lowest, highest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    glass = rgb[(highest > 200) & (lowest > 170) & (highest - lowest < 22) & (lowest < 255)]
+    if len(glass) < 0.05 * lowest.size:
         return np.full(3, 255.0)
-    grey = glass.mean(axis=1).astype(int)
-    commonest = np.argmax(np.bincount(grey, minlength=256))
-    return np.maximum(np.median(glass[np.abs(grey - commonest) <= 3], axis=0), 1.0)
+    commonest = np.argmax(np.bincount(glass[:, 1], minlength=256))
+    return np.median(glass[np.abs(glass[:, 1].astype(np.int16) - commonest) <= 3], axis=0)
 
 
 def otsu(values: np.ndarray, bins: int = 128) -> float:
@@ -71,39 +77,49 @@ def find_tissue(overview: np.ndarray) -> np.ndarray:
     mask = (coloured > threshold) & ~find_pen(overview)
     mask = ndimage.binary_closing(np.pad(mask, 4), iterations=2)[4:-4, 4:-4]
     mask = _without_small(mask, MIN_PIECE)
-    return ~_without_small(~mask, MAX_HOLE)
+    holes = ndimage.binary_fill_holes(mask) & ~mask
+    return mask | (holes & ~_without_small(holes, MAX_HOLE))
 
 
 def find_pen(overview: np.ndarray) -> np.ndarray:
-    """Ink of marker pens (blue, green, black, red) on an overview (H, W, 3) uint8, as a (H, W) bool mask, edges included."""
-    ink = _ink(overview)
-    ink = _without_small(ndimage.binary_opening(np.pad(ink, 1, mode="edge"))[1:-1, 1:-1], MIN_PEN)
-    return ndimage.binary_dilation(ink, iterations=PEN_MARGIN)
+    """Ink of marker pens (blue, green, black, red) on an overview (H, W, 3) uint8, as a (H, W) bool mask, edges included.
+
+    A stroke counts where it is surely ink somewhere, and then as far as it could be ink: thin ink lets tissue shine through.
+    """
+    sure, possible = _ink(overview)
+    strokes, count = ndimage.label(ndimage.binary_opening(np.pad(possible, 1, mode="edge"))[1:-1, 1:-1])
+    evidence = np.bincount(strokes[sure], minlength=count + 1) >= MIN_PEN
+    evidence[0] = False
+    return ndimage.binary_dilation(evidence[strokes], iterations=PEN_MARGIN)
 
 
-def _ink(rgb: np.ndarray) -> np.ndarray:
-    """Pixels with a colour that H&E does not have: red absorbed more than green (blue, green), near black, or pure red."""
+def _ink(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels that are surely ink, and those that may be: colours that H&E does not have.
+
+    H&E absorbs green more than red; blue and green ink do the reverse. Black ink is dark and grey where nuclei are dark and
+    blue. Red ink is purer than eosin and blood.
+    """
     red, green, blue = (rgb[..., i].astype(np.int16) for i in range(3))
-    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    cold = (green - red > 12) & (spread > 30) & (red < 180)
-    black = (red < 75) & (green < 65) & (blue < 85) & (spread < 35)
-    scarlet = (red > 140) & (green < 70) & (np.abs(blue - green) < 30) & (red - green > 110)
-    return cold | black | scarlet
+    brightest = np.maximum(np.maximum(red, green), blue)
+    spread = brightest - np.minimum(np.minimum(red, green), blue)
+    cold = (green - red > 8) & (spread > 25) & (red < 190)
+    grey = (brightest < 140) & (spread < 35) & (blue - red < 15)
+    scarlet = (red > 140) & (green < 80) & (np.abs(blue - green) < 30) & (red - green > 100)
+    navy = (red < 50) & (blue - red > 50) & (green < red + 30)
+    sure_cold = ((green - red > 20) & (spread > 30) & (red < 180)) | (navy & (red < 35))
+    sure = sure_cold | (grey & (brightest < 80)) | (scarlet & (green < 60))
+    return sure, cold | navy | grey | scarlet
 
 
 def pen_share(patch: np.ndarray) -> float:
-    """Share 0..1 of a full-resolution patch (H, W, 3) uint8 that is ink, looked at eight times smaller so that nuclei blend in."""
-    height, width = (side // 8 * 8 for side in patch.shape[:2])
-    if not height or not width:
-        return float(_ink(patch).mean())
-    small = patch[:height, :width].reshape(height // 8, 8, width // 8, 8, 3).mean(axis=(1, 3))
-    return float(_ink(small.astype(np.uint8)).mean())
+    """Share 0..1 of a full-resolution patch (H, W, 3) uint8 that is surely ink, seen 16 times smaller: nuclei blend in."""
+    return float(_ink(np.asarray(Image.fromarray(patch).reduce(16)))[0].mean())
 
 
-def is_blank(patch: np.ndarray, white: np.ndarray | float = 255.0) -> bool:
-    """Whether a patch (H, W, 3) uint8 shows glass or padding rather than tissue; ``white``: the slide's background."""
-    grey = patch.mean(axis=2)
-    return bool(grey.std() < MIN_CONTRAST or (stain(patch, white) > STAIN_LIMITS[0]).mean() < MIN_STAINED)
+def is_blank(patch: np.ndarray) -> bool:
+    """Whether a patch (H, W, 3) uint8 shows glass or padding rather than tissue: nearly flat, or hardly anything stained."""
+    small = np.asarray(Image.fromarray(patch).reduce(2))
+    return bool(_grey(small).std() < MIN_CONTRAST or (stain(small) > STAIN_LIMITS[0]).mean() < MIN_STAINED)
 
 
 def sharpness(patch: np.ndarray) -> float:
@@ -111,8 +127,25 @@ def sharpness(patch: np.ndarray) -> float:
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """
-    grey = patch @ np.array([0.299, 0.587, 0.114], np.float32)
-    return float(ndimage.laplace(grey).var())
+    grey = _grey(patch)
+    neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float((neighbours - 4 * grey[1:-1, 1:-1]).var())
+
+
+def is_blurred(patch: np.ndarray, mpp: float | None = None) -> bool:
+    """Whether a patch (H, W, 3) uint8 is out of focus. ``mpp``: its micrometres per pixel, 0.5 where unknown.
+
+    Focus shows in how much of the detail at 2 um is left at 0.5 um, whatever the stain's contrast; where there is next to
+    no detail at all the patch is blurred beyond that comparison.
+    """
+    fine = Image.fromarray(patch).reduce(max(1, round(FOCUS_MPP / (mpp or FOCUS_MPP))))
+    detail, coarse = sharpness(np.asarray(fine)), sharpness(np.asarray(fine.reduce(4)))
+    return detail < MIN_DETAIL or detail < MIN_FINE_DETAIL * coarse
+
+
+def _grey(patch: np.ndarray) -> np.ndarray:
+    """Luminance (ITU-R 601) as float32."""
+    return np.asarray(Image.fromarray(patch).convert("L"), np.float32)
 
 
 def _without_small(mask: np.ndarray, size: int) -> np.ndarray:

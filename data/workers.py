@@ -68,7 +68,8 @@ def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
         while running or (waiting and not broken):
             while waiting and not broken and len(running) < 2 * workers:
                 try:
-                    running[pool.submit(function, waiting[0])] = waiting[0]
+                    with _signals_wait():
+                        running[pool.submit(function, waiting[0])] = waiting[0]
                 except BrokenProcessPool:
                     broken = True
                 else:
@@ -86,6 +87,25 @@ def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
         if unfinished:
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold signals back while a process is being started: half-started ones print tracebacks."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: received.append(number)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in received:
+            signal.raise_signal(number)
 
 
 def _start_worker() -> None:

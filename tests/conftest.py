@@ -41,8 +41,8 @@ def tissue_texture(height: int, width: int, seed: int, colour: tuple[int, int, i
     """Something of H&E's colours, sharp and irregular, (height, width, 3) uint8."""
     generator = np.random.default_rng(seed)
     cells = generator.random((height // 4 + 1, width // 4 + 1)).repeat(4, 0).repeat(4, 1)[:height, :width, None]
-    nuclei = np.where(cells > 0.8, np.array([-110, -70, -40]), 0)
-    return np.clip(np.array(colour) + nuclei + generator.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
+    nuclei = np.where(cells > 0.8, np.array([0.5, 0.5, 0.75]), 1.0)
+    return np.clip(np.array(colour) * nuclei + generator.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
 def draw_slide(seed: int = 0, side: int = SLIDE_SIDE, colour: tuple[int, int, int] = (205, 130, 185)) -> np.ndarray:
@@ -63,17 +63,21 @@ def draw_mask(quarters: tuple[int, int, int, int], side: int = SLIDE_SIDE) -> np
     return mask
 
 
-@pytest.fixture(scope="session")
-def _tiny_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("panda")
+def write_panda_folder(folder: Path, side: int = SLIDE_SIDE, tile: int = TILE) -> Path:
+    """Six slides of ``side`` pixels with masks and train.csv in PANDA's layout; their tissue is nine patches of side / 4."""
     rows = ["image_id,data_provider,isup_grade,gleason_score"]
     for seed, (slide_id, provider, grade, score, quarters) in enumerate(TINY_SLIDES):
-        write_pyramid(folder / "train_images" / f"{slide_id}.tiff", draw_slide(seed), MPP[provider])
-        mask = draw_mask(quarters)
-        write_pyramid(folder / "train_label_masks" / f"{slide_id}_mask.tiff", mask, MPP[provider], "lzw")
+        mask = folder / "train_label_masks" / f"{slide_id}_mask.tiff"
+        write_pyramid(folder / "train_images" / f"{slide_id}.tiff", draw_slide(seed, side), MPP[provider], tile=tile)
+        write_pyramid(mask, draw_mask(quarters, side), MPP[provider], "lzw", tile)
         rows.append(f"{slide_id},{provider},{grade},{score}")
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def _tiny_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_panda_folder(tmp_path_factory.mktemp("panda"))
 
 
 @pytest.fixture

@@ -1,0 +1,375 @@
+"""Extraction from end to end on tiny slides: labels, numbers, balance, continuing, faults."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+import extract_patches
+from common.errors import UserError
+from data.journal import NAME as JOURNAL
+from data.manifest import read_manifest
+from data.patches import ExtractSettings, extract, overlay_folder
+from tests.conftest import draw_slide, write_panda_folder, write_pyramid
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT.parent / "shared" / "data"
+SIDE, PATCH = 512, 128  # pixels of a slide and of a patch
+
+
+def settings_for(data, tmp_path, **changes):
+    return replace(ExtractSettings(data, tmp_path / "patches", patch_size=PATCH, workers=0), **changes)
+
+
+def contents(folder):
+    """Every file in the patch folder but the journal, which tells how the run went and not what came of it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != JOURNAL
+    }
+
+
+def command_for(settings):
+    folders = ["--data_dir", str(settings.data_dir), "--output_dir", str(settings.output_dir)]
+    return [sys.executable, "extract_patches.py", "--patch_size", str(PATCH), "--workers", "1", *folders]
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    return write_panda_folder(tmp_path_factory.mktemp("drawn"), SIDE, PATCH)
+
+
+@pytest.fixture
+def settings(drawn, tmp_path):
+    return settings_for(shutil.copytree(drawn, tmp_path / "panda"), tmp_path)
+
+
+def test_everything_is_extracted_labelled_and_listed(settings):
+    result = extract(settings)
+    patches = read_manifest(settings.output_dir)
+    assert result.patches == patches
+    assert len(patches) == 6 * 9
+    assert {patch.path for patch in patches} == {
+        str(path.relative_to(settings.output_dir)) for path in settings.output_dir.rglob("*.png")
+    }
+    assert {patch.label for patch in patches if patch.slide_id == "aaa2"} <= {"gleason4", "gleason5", "unlabelled"}
+    assert {patch.label for patch in patches if patch.slide_id == "bbb1"} == {"benign"}
+    assert not any(patch.label.startswith("gleason") for patch in patches if patch.slide_id == "bbb3")
+    for patch in patches:
+        assert patch.path.startswith(f"{patch.label}/")
+        assert patch.mpp == pytest.approx(0.4862 if patch.data_provider == "radboud" else 0.5032, abs=1e-3)
+        assert patch.tissue >= 0.5
+
+
+def test_labels_equal_the_masks_at_their_places(settings):
+    from data.panda import label_from_mask
+
+    extract(settings)
+    for patch in read_manifest(settings.output_dir):
+        mask = tifffile.imread(settings.data_dir / "train_label_masks" / f"{patch.slide_id}_mask.tiff", key=0)
+        part = mask[patch.y : patch.y + PATCH, patch.x : patch.x + PATCH, 0]
+        assert patch.label == label_from_mask(part, patch.data_provider, patch.gleason_score)
+
+
+def test_patches_hold_the_pixels_of_their_place(settings):
+    extract(settings)
+    for patch in read_manifest(settings.output_dir)[::7]:
+        slide = tifffile.imread(settings.data_dir / "train_images" / f"{patch.slide_id}.tiff", key=0)
+        saved = np.asarray(Image.open(settings.output_dir / patch.path))
+        assert np.array_equal(saved, slide[patch.y : patch.y + PATCH, patch.x : patch.x + PATCH])
+
+
+def test_the_folder_is_an_image_folder_of_labels_alone(settings):
+    result = extract(settings)
+    dataset = ImageFolder(settings.output_dir)
+    assert set(dataset.classes) == {patch.label for patch in result.patches}
+    assert len(dataset) == len(result.patches)
+    overlays = sorted(path.stem for path in overlay_folder(settings.output_dir).iterdir())
+    assert overlays == ["aaa1", "aaa2", "aaa3", "bbb1", "bbb2", "bbb3"]
+
+
+def test_exactly_as_many_as_wanted_and_balanced(settings):
+    result = extract(replace(settings, max_patches=25, max_per_slide=6))
+    assert len(result.patches) == 25
+    assert set(Counter(patch.slide_id for patch in result.patches).values()) == {4, 5}
+
+
+def test_no_slide_is_on_both_sides_of_the_split(settings):
+    sides = {}
+    for patch in extract(settings).patches:
+        assert sides.setdefault(patch.slide_id, patch.split) == patch.split
+    assert set(sides.values()) == {"train", "test"}
+
+
+def test_the_same_settings_give_the_same_bytes_in_any_number_of_processes(settings, tmp_path):
+    first, second = settings, replace(settings, output_dir=tmp_path / "again", workers=2)
+    first, second = replace(first, max_patches=20), replace(second, max_patches=20)
+    extract(first)
+    extract(second)
+    assert contents(first.output_dir) == contents(second.output_dir)
+
+
+def test_another_seed_chooses_other_places(settings, tmp_path):
+    one = extract(replace(settings, max_patches=12))
+    two = extract(replace(settings, max_patches=12, seed=1, output_dir=tmp_path / "again"))
+    assert {patch.path for patch in one.patches} != {patch.path for patch in two.patches}
+
+
+def test_running_again_does_nothing_and_changes_nothing(settings):
+    extract(settings)
+    before = contents(settings.output_dir)
+    assert extract(settings).made == 0
+    assert contents(settings.output_dir) == before
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 0.95])
+def test_a_run_that_was_cut_off_continues_to_the_same_files(settings, keep):
+    """The journal cut anywhere, in the middle of a line too, with files of the unfinished slide lying about."""
+    extract(settings)
+    before = contents(settings.output_dir)
+    journal = settings.output_dir / JOURNAL
+    journal.write_bytes(journal.read_bytes()[: int(journal.stat().st_size * keep)])
+    (settings.output_dir / "patches.csv").unlink()
+    extract(settings)
+    assert contents(settings.output_dir) == before
+
+
+def test_vanished_and_empty_files_are_made_again(settings):
+    extract(settings)
+    before = contents(settings.output_dir)
+    first, second = sorted(settings.output_dir.rglob("*.png"))[:2]
+    first.unlink()
+    second.write_bytes(b"")
+    extract(settings)
+    assert contents(settings.output_dir) == before
+
+
+def test_files_of_a_killed_run_are_removed_and_foreign_ones_are_not(settings):
+    extract(replace(settings, max_patches=12))
+    known = json.loads((settings.output_dir / JOURNAL).read_text().splitlines()[0])
+    chosen = {path.name for path in settings.output_dir.rglob("*.png")}
+    x, y = next((x, y) for x, y, *_ in known["candidates"] if f"{known['scan']}_{x}_{y}.png" not in chosen)
+    folder = next(settings.output_dir.rglob("*.png")).parent
+    ours = [folder / f"{known['scan']}_{x}_{y}.png", folder / f".{known['scan']}_{x}_{y}.png.123.456.tmp"]
+    foreign = [folder / "mine.png", folder / f"{known['scan']}_1_1.png", settings.output_dir / "notes.txt"]
+    for path in ours + foreign:
+        path.write_bytes(b"x")
+    extract(replace(settings, max_patches=12))
+    assert not any(path.exists() for path in ours)
+    assert all(path.read_bytes() == b"x" for path in foreign)
+
+
+def test_more_patches_extend_a_folder_to_what_a_fresh_run_gives(settings, tmp_path):
+    extract(replace(settings, max_patches=14))
+    extract(replace(settings, max_patches=33))
+    fresh = replace(settings, max_patches=33, output_dir=tmp_path / "fresh")
+    extract(fresh)
+    assert contents(settings.output_dir) == contents(fresh.output_dir)
+
+
+def test_a_slide_that_changed_is_extracted_anew(settings, tmp_path):
+    extract(settings)
+    write_pyramid(settings.data_dir / "train_images" / "aaa1.tiff", draw_slide(77, SIDE), 0.4862)
+    extract(settings)
+    fresh = replace(settings, output_dir=tmp_path / "fresh")
+    extract(fresh)
+    assert contents(settings.output_dir) == contents(fresh.output_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({"seed": 5}, "seed 0"), ({"min_tissue": 0.7}, "min_tissue"), ({"max_patches": 5}, "max_patches")]
+)
+def test_other_settings_in_a_used_folder_are_refused(settings, change, named):
+    extract(replace(settings, max_patches=10))
+    before = contents(settings.output_dir)
+    with pytest.raises(UserError, match=f"{named}.*another --output_dir"):
+        extract(
+            replace(settings, max_patches=10, **{"seed": 0, **change})
+            if "max_patches" not in change
+            else replace(settings, **change)
+        )
+    assert contents(settings.output_dir) == before
+
+
+def test_a_folder_with_strange_patches_is_refused(settings):
+    (settings.output_dir / "benign").mkdir(parents=True)
+    with pytest.raises(UserError, match="no extract.json"):
+        extract(settings)
+
+
+def test_two_runs_in_one_folder_are_refused(settings):
+    fcntl = pytest.importorskip("fcntl")
+    settings.output_dir.mkdir()
+    with open(settings.output_dir / JOURNAL, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another extraction is running"):
+            extract(settings)
+
+
+def test_a_bad_slide_is_recorded_and_the_rest_goes_on(settings, tmp_path):
+    images, masks = settings.data_dir / "train_images", settings.data_dir / "train_label_masks"
+    (images / "aaa1.tiff").write_bytes(b"no slide")
+    (images / "aaa2.tiff").write_bytes((images / "aaa3.tiff").read_bytes()[:9_000])
+    write_pyramid(masks / "bbb1_mask.tiff", np.zeros((256, 256, 3), np.uint8), compression="lzw")
+    write_pyramid(masks / "bbb2_mask.tiff", np.full((SIDE, SIDE, 3), 77, np.uint8), compression="lzw")
+    result = extract(settings)
+    with open(settings.output_dir / "failed_slides.csv", newline="") as file:
+        rows = {row["slide_id"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"aaa1", "aaa2", "bbb1", "bbb2"}
+    assert "256 x 256" in rows["bbb1"]["reason"]
+    assert "77" in rows["bbb2"]["reason"]
+    assert rows["bbb2"]["stage"] == "mask"
+    assert {patch.slide_id for patch in result.patches} == {"aaa3", "bbb3"}
+    assert extract_patches.report(settings, result) == 1
+
+
+def test_a_slide_that_breaks_while_it_is_cut_gives_nothing_and_others_make_up_for_it(settings):
+    path = settings.data_dir / "train_images" / "bbb1.tiff"
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        for offset, count in zip(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts, strict=True):
+            data[offset : offset + count] = b"\0" * count
+    path.write_bytes(data)
+    result = extract(replace(settings, max_patches=30))
+    assert [(failure.slide_id, failure.stage) for failure in result.failed] == [("bbb1", "cut")]
+    assert len(result.patches) == 30
+    assert not any(patch.slide_id == "bbb1" for patch in result.patches)
+    assert not list(settings.output_dir.rglob("bbb1*"))
+
+
+def test_blurred_slides_are_replaced_by_others_and_named(settings):
+    import scipy.ndimage
+
+    blurred = scipy.ndimage.gaussian_filter(draw_slide(1, SIDE), (5, 5, 0))
+    write_pyramid(settings.data_dir / "train_images" / "aaa2.tiff", blurred, 0.4862)
+    result = extract(replace(settings, max_patches=30))
+    assert len(result.patches) == 30
+    assert "blur" in result.empty["aaa2"]
+    assert result.rejected["blur"] >= 6
+
+
+def test_a_blank_slide_is_a_warning_with_its_cause(settings, capsys):
+    write_pyramid(settings.data_dir / "train_images" / "aaa1.tiff", np.full((SIDE, SIDE, 3), 255, np.uint8), 0.4862)
+    result = extract(settings)
+    assert result.empty == {"aaa1": "no tissue found"}
+    assert extract_patches.report(settings, result) == 0
+    assert "aaa1 gives no patch: no tissue found" in capsys.readouterr().out
+
+
+def test_slides_missing_known_bad_or_named_twice_are_left_out_and_said(settings):
+    bad = "3790f55cad63053e956fb73027179707"
+    with open(settings.data_dir / "train.csv", "a") as file:
+        file.write(f"gone,radboud,0,negative\n{bad},karolinska,0,0+0\naaa1,radboud,5,5+5\n")
+    write_pyramid(settings.data_dir / "train_images" / f"{bad}.tiff", draw_slide(9, SIDE), 0.5)
+    result = extract(settings)
+    assert sum(result.left_out.values()) == 3
+    assert any("not on the disk" in reason for reason in result.left_out)
+    assert not any(patch.slide_id == bad for patch in result.patches)
+    assert {patch.isup_grade for patch in result.patches if patch.slide_id == "aaa1"} == {0}
+
+
+def test_a_slide_without_mask_or_without_row_stays_unlabelled(settings):
+    (settings.data_dir / "train_label_masks" / "aaa1_mask.tiff").unlink()
+    (settings.data_dir / "train_images" / "aaa2.tiff").rename(settings.data_dir / "train_images" / "stranger.tiff")
+    patches = extract(settings).patches
+    by_slide = {patch.slide_id: patch for patch in patches if patch.label == "unlabelled"}
+    assert by_slide["aaa1"].data_provider == "radboud"
+    assert (by_slide["stranger"].data_provider, by_slide["stranger"].isup_grade) == ("", None)
+
+
+def test_any_folder_of_slides_works_unlabelled(tmp_path):
+    folder = tmp_path / "slides"
+    for name in ("a slide.tiff", "ü.tif", "b.tiff", "b.svs"):
+        write_pyramid(folder / name, draw_slide(1, SIDE), None)
+    (folder / "readme.txt").write_text("not a slide")
+    result = extract(settings_for(folder, tmp_path))
+    assert {patch.label for patch in result.patches} == {"unlabelled"}
+    assert {patch.slide_id for patch in result.patches} == {"a slide", "ü", "b", "b.tiff"}
+    assert len({patch.path for patch in result.patches}) == len(result.patches) == 4 * 9
+    assert all(patch.path.isascii() and " " not in patch.path for patch in result.patches)
+
+
+def test_an_empty_or_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        extract(settings_for(tmp_path / "nowhere", tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no slides"):
+        extract(settings_for(tmp_path / "empty", tmp_path))
+
+
+def test_level_and_mpp_give_patches_of_that_scale(settings, tmp_path):
+    coarse = extract(replace(settings, level=1, patch_size=32))
+    assert {patch.level for patch in coarse.patches} == {1}
+    assert all(patch.x % 4 == patch.y % 4 == 0 for patch in coarse.patches)
+    assert coarse.patches[0].mpp == pytest.approx(4 * 0.4862, abs=0.01) or coarse.patches[0].mpp == pytest.approx(
+        4 * 0.5032, abs=0.01
+    )
+    same = extract(replace(settings, mpp=0.6, patch_size=64, output_dir=tmp_path / "mpp", format="jpg"))
+    assert {patch.mpp for patch in same.patches} == {0.6}
+    image = Image.open(tmp_path / "mpp" / same.patches[0].path)
+    assert (image.size, image.format) == ((64, 64), "JPEG")
+
+
+def test_a_killed_run_continues_to_the_same_files(settings, tmp_path):
+    undisturbed = replace(settings, output_dir=tmp_path / "undisturbed")
+    extract(undisturbed)
+    command = command_for(settings)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while len(list(settings.output_dir.rglob("*.png"))) < 12 and time.monotonic() < end and process.poll() is None:
+        time.sleep(random.uniform(0.005, 0.02))
+    process.kill()
+    process.wait()
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    assert contents(settings.output_dir) == contents(undisturbed.output_dir)
+
+
+def test_a_signal_ends_it_with_its_code_and_without_traceback(settings):
+    command = command_for(settings)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (settings.output_dir / JOURNAL).exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--mpp", "0.5", "--level", "1"], ["--min_tissue", "2"], ["--max_patches", "0"], ["--patch_size", "5"], ["--format", "bmp"]],
+)
+def test_bad_flags_leave_with_two(flags, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        extract_patches.parse_arguments(flags)
+    assert leaving.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_the_modules_import_without_openslide():
+    code = "import sys; sys.modules['openslide'] = None; import data.patches, data.slides"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="real slides are not at hand")
+def test_tiles_and_openslide_agree_on_real_slides():
+    from data.slides import Slide
+
+    first = sorted((REAL / "prostate_slides" / "train_images").glob("*.tiff"))[0]
+    for path in (first, *(REAL / "small_slides").glob("*.svs")):
+        with Slide(path) as fast, Slide(path, fast=False) as slow:
+            for x, y in ((0, 0), (333, 777), (1500, 1200)):
+                assert np.array_equal(fast.read(0, x, y, 512, 512), slow.read(0, x, y, 512, 512))
