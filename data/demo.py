@@ -12,6 +12,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,14 @@ def write_demo_slides(out: Path, num_slides: int, slide_size: int, seed: int = 0
     table = _train_csv(plans)
     _claim_folder(out, {"painter": PAINTER, "slide_size": slide_size, "seed": seed}, table)
     missing = [index for index, plan in enumerate(plans) if not all(path.exists() for path in _paths(out, plan))]
-    for _ in track(_write_all(out, missing, slide_size, seed, workers), "drawing slides", total=len(missing), unit="slides"):
-        pass
-    write_text(out / "train.csv", table)
+    try:
+        for _ in track(_write_all(out, missing, slide_size, seed, workers), "drawing slides", total=len(missing), unit="slides"):
+            pass
+        write_text(out / "train.csv", table)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error}); make room or choose another --out, then run again") from error
+    except BrokenProcessPool as error:
+        raise UserError("a drawing process was killed, most likely for lack of memory; run again with --workers 1") from error
     return [SlideRecord(plan.slide_id, plan.provider, isup_from_gleason(plan.score), plan.score) for plan in plans]
 
 

@@ -16,7 +16,7 @@ SIDE = 1024  # of the periodic noise tiles; a power of two, so that wrapping is 
 DIRECTIONS = 12  # fibre textures between 0 and 180 degrees; between two of them the painter interpolates
 ANGLES = 24  # orientations of each cell sprite over 180 degrees
 VARIANTS = 10  # cells of each kind and orientation, at most; fewer of large ones
-FIBRES = ((0.7, 15.0, 1.2), (0.75, 7.0, 0.4), (0.4, 30.0, 3.5))  # weight, half length and half width in micrometres
+FIBRES = ((0.65, 15.0, 1.1), (0.95, 6.0, 0.36), (0.35, 30.0, 3.5))  # weight, half length and half width in micrometres
 
 
 def resize(field: np.ndarray, shape: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:

@@ -112,7 +112,7 @@ def _stroma(rng, palette, painted, slow, window) -> None:
     fibres = _fibres(palette, window, here)
     fine = spread(rng, palette.grains[0], fibres.shape)
     loose = here["loose"]
-    eosin = 0.82 + 0.13 * here["dense"] + (0.17 + 0.14 * loose) * fibres + 0.07 * fine
+    eosin = 0.82 + 0.13 * here["dense"] + (0.17 + 0.14 * loose) * fibres + 0.1 * fine
     gap = np.clip((-fibres - (1.6 - 0.95 * loose)) / 0.45, 0, 1)
     gap = np.maximum(gap, np.clip(here["retraction"] + 0.15 * fine, 0, 1))
     painted.eosin[window] = np.maximum(eosin, 0.12) * (1 - 0.92 * gap)
