@@ -4,6 +4,7 @@
     python download_panda_data.py                               everything (about 400 GB)
     python download_panda_data.py --num_slides 600 --dry_run    how much, how long, does it fit; nothing is written
     python download_panda_data.py --verify                      read every file again and compare checksums
+    python download_panda_data.py --stream --max_disk 20GB      patches of all slides into datasets/patches, keeping no slide
     nohup python download_panda_data.py --num_slides 600 &      progress goes to logs/download.log
 
 Needs a Kaggle account whose owner has accepted the competition's rules: see docs/download.md.
@@ -12,34 +13,27 @@ Needs a Kaggle account whose owner has accepted the competition's rules: see doc
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 
-from common.cli import natural, positive_int, run, terminate_like_interrupt
+from common import cli
 from common.errors import UserError
 from common.progress import say, track
 from data import download, ledger
-from data.download import Downloader, Progress, Selection, duration, gigabytes
+from data.download import Downloader, Plan, Selection
 from data.kaggle import connect
 from data.panda import PROVIDERS
+from data.reporting import Progress, amount, gigabytes
 from data.subset import read_ids
 from data.transfer import Line
 
-
-def amount(text: str) -> float:
-    """Argument type: bytes such as 500MB, 20GB or 1.5TB (decimal units)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an amount such as 500MB or 20GB")
-    return float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[found[2].lower()]
+STREAM_FLAGS = ("max_disk", "output_dir", "max_patches", "max_per_slide", "patch_size", "level", "mpp", "min_tissue", "format")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what")
-    what.add_argument("--num_slides", type=positive_int, help="slides, balanced over grade and provider (default: all)")
+    what.add_argument("--num_slides", type=cli.positive_int, help="slides, balanced over grade and provider (default: all)")
     what.add_argument(
         "--grades", type=int, nargs="+", choices=range(6), metavar="0-5", help="only these ISUP grades (default: all)"
     )
@@ -48,24 +42,40 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--masks", dest="masks", action="store_true", default=True, help="with label masks (default)")
     what.add_argument("--no_masks", dest="masks", action="store_false", help="without label masks")
     what.add_argument("--include_bad", action="store_true", help="keep slides known to be bad in a subset (default: left out)")
-    what.add_argument("--seed", type=natural, default=0, help="another seed, another subset (default: 0)")
+    what.add_argument("--seed", type=cli.natural, default=0, help="another seed, another subset (default: 0)")
     how = parser.add_argument_group("where and how")
     how.add_argument("--data_dir", type=Path, default=Path("datasets/panda"), help="folder to fill (default: datasets/panda)")
-    how.add_argument("--workers", type=positive_int, default=4, help="connections at once (default: 4)")
+    how.add_argument("--workers", type=cli.positive_int, default=4, help="connections at once (default: 4)")
     how.add_argument("--limit_rate", type=amount, metavar="AMOUNT", help="bytes a second at most, such as 5MB (default: no limit)")
     instead = parser.add_argument_group("instead of fetching").add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="print the chosen files and their sizes in bytes")
     instead.add_argument("--dry_run", action="store_true", help="say how much, how long and whether it fits; write nothing")
-    instead.add_argument(
-        "--verify", action="store_true", help="check everything that was fetched against its checksum; needs no network"
+    instead.add_argument("--verify", action="store_true", help="check what was fetched against its checksums; needs no network")
+    add_stream_flags(parser)
+    args = parser.parse_args(arguments)
+    given = [name for name in STREAM_FLAGS if getattr(args, name) is not None]
+    if given and not args.stream:
+        parser.error(f"--{given[0]} needs --stream")
+    if args.stream and (args.list or args.verify):
+        parser.error("--stream goes with neither --list nor --verify")
+    return args
+
+
+def add_stream_flags(parser: argparse.ArgumentParser) -> None:
+    flags = parser.add_argument_group("patches without keeping slides; the defaults are those of extract_patches.py")
+    flags.add_argument(
+        "--stream", action="store_true", help="fetch, take patches, delete the slide, and so on (default: keep slides)"
     )
-    return parser.parse_args(arguments)
-
-
-def selection_of(args: argparse.Namespace) -> Selection:
-    ids = tuple(read_ids(args.ids)) if args.ids else None
-    grades, providers = (tuple(value) if value else None for value in (args.grades, args.providers))
-    return Selection(args.num_slides, grades, providers, ids, args.masks, args.include_bad, args.seed)
+    flags.add_argument("--max_disk", type=amount, metavar="AMOUNT", help="slides on the disk at any moment (default: 20GB)")
+    flags.add_argument("--output_dir", type=Path, help="patches go here (default: datasets/patches)")
+    flags.add_argument("--max_patches", type=cli.positive_int, help="patches altogether (default: 10000)")
+    flags.add_argument("--max_per_slide", type=cli.positive_int, help="patches from one slide at most (default: no limit)")
+    flags.add_argument("--patch_size", type=cli.positive_int, help="side of a patch in pixels (default: 256)")
+    scale = flags.add_mutually_exclusive_group()
+    scale.add_argument("--level", type=cli.natural, help="pyramid level to read, 0 is full resolution (default: 0)")
+    scale.add_argument("--mpp", type=cli.positive_float, help="micrometres per pixel to resample to (default: the level's own)")
+    flags.add_argument("--min_tissue", type=cli.fraction, help="least share of tissue, 0 to 1 (default: 0.5)")
+    flags.add_argument("--format", choices=("png", "jpg"), help="of the patches (default: png)")
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -79,19 +89,7 @@ def verify(args: argparse.Namespace) -> None:
     say(f"all {len(known)} files are what arrived")
 
 
-def announce(plan: download.Plan, missing: dict[str, int], to_come: int, progress: Progress) -> None:
-    strata = Counter((record.data_provider, record.isup_grade) for record in plan.slides)
-    for provider in sorted({provider for provider, _ in strata}):
-        progress.log(f"{provider}: " + ", ".join(f"grade {g}: {strata[provider, g]}" for g in range(6)) + " slides")
-    for slide_id, reason in plan.bad.items():
-        progress.log(f"left out {slide_id}: {reason} (--include_bad takes it)")
-    if plan.absent:
-        progress.log(f"{len(plan.absent)} slides of train.csv are not in Kaggle's file list, the first is {plan.absent[0]}")
-    total = gigabytes(sum(plan.files.values()))
-    progress.log(f"{len(plan.slides)} slides, {len(plan.files)} files, {total}; {len(missing)} files, {gigabytes(to_come)} to come")
-
-
-def fetch(args: argparse.Namespace, selection: Selection, progress: Progress) -> None:
+def run(args: argparse.Namespace, selection: Selection, progress: Progress) -> int | None:
     line = Line(limit_rate=args.limit_rate, log=progress.log, on_bytes=progress.on_bytes)
     kaggle = connect(line, lambda text: progress.log(f"warning: {text}"))
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,56 +100,48 @@ def fetch(args: argparse.Namespace, selection: Selection, progress: Progress) ->
     if args.list:
         for name, size in plan.files.items():
             say(f"{size:>14} {name}")
-        return
-    downloader = Downloader(kaggle, line, args.data_dir, args.workers)
+        return None
+    download.announce(plan, progress.log)
+    if args.stream:
+        from data import stream  # only here: it needs what the extraction needs
+
+        return stream.main(kaggle, line, plan, args, progress)
+    return fetch(Downloader(kaggle, line, args.data_dir, args.workers), plan, args, progress)
+
+
+def fetch(downloader: Downloader, plan: Plan, args: argparse.Namespace, progress: Progress) -> None:
     missing = downloader.missing(plan.files)
-    to_come = downloader.bytes_to_come(missing)
-    announce(plan, missing, to_come, progress)
     if not missing:
         progress.log("everything is there; --verify reads it again")
         return
+    to_come, free = downloader.bytes_to_come(missing), download.free_disk(args.data_dir)
+    progress.log(f"{len(missing)} files, {gigabytes(to_come)} to come; {gigabytes(free)} free on the disk")
     progress.log(f"way: {downloader.choose_way(len(missing))}")
-    speed = downloader.speed(missing)
-    free = gigabytes(download.free_disk(args.data_dir))
-    progress.log(f"about {duration(to_come / speed)} at the measured {gigabytes(speed)}/s; {free} free on the disk")
+    progress.log(downloader.measured(missing, to_come))
     download.check_disk(args.data_dir, to_come, missing)
     if not args.dry_run:
-        fetch_missing(downloader, missing, to_come, progress)
+        download.fetch_missing(downloader, missing, progress)
 
 
-def fetch_missing(downloader: Downloader, missing: dict[str, int], to_come: int, progress: Progress) -> None:
-    progress.start(to_come, len(missing))
-    failed = 0
-    for _, outcome in downloader.fetch_all(missing):
-        if isinstance(outcome, UserError):
-            failed += 1
-            progress.log(f"failed: {outcome}")
-        else:
-            progress.file_done()
-    if failed:
-        raise UserError(
-            f"{failed} of {len(missing)} files did not arrive (named above); the rest is kept, run the command again later"
-        )
-    progress.log(f"all {len(missing)} files arrived whole in {downloader.folder}")
-
-
-def main() -> None:
+def main() -> int | None:
     args = parse()
-    terminate_like_interrupt()
-    selection = selection_of(args)
+    cli.terminate_like_interrupt()
     if args.verify:
         return verify(args)
+    ids = tuple(read_ids(args.ids)) if args.ids else None
+    grades, providers = (tuple(value) if value else None for value in (args.grades, args.providers))
+    selection = Selection(args.num_slides, grades, providers, ids, args.masks, args.include_bad, args.seed)
     only_look = args.list or args.dry_run
     progress = Progress(None if only_look else Path("logs/download.log"))
     try:
         if only_look:
-            return fetch(args, selection, progress)
+            return run(args, selection, progress)
         args.data_dir.mkdir(parents=True, exist_ok=True)
         with download.locked(args.data_dir, progress.log):
-            return fetch(args, selection, progress)
+            return run(args, selection, progress)
     finally:
         progress.close()
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

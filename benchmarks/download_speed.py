@@ -37,7 +37,7 @@ import sys
 from data import download
 download.FEW_FILES = int(sys.argv.pop(1))
 import download_panda_data as script
-script.run(script.main)
+script.cli.run(script.main)
 """
 
 

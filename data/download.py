@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import queue
 import shutil
-import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import inside, write_text
-from common.progress import say
 from data.kaggle import AbsentError, Kaggle
 from data.ledger import Ledger
 from data.panda import SlideRecord, read_train_csv
+from data.reporting import Progress, duration, gigabytes
 from data.sources import Bundle, NotRangedError, SingleFiles, check_content, settle
-from data.subset import choose
+from data.subset import choose, image_name, mask_name
 from data.transfer import Address, DamagedError, GaveUpError, Line, PartFile, StoppedError
 
 FEW_FILES = 60  # up to here single files stay well below Kaggle's rate limit, which has been met after about a hundred
@@ -85,16 +85,6 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def image_name(slide_id: str) -> str:
-    """Name of a slide in the competition and below the data folder."""
-    return f"train_images/{slide_id}.tiff"
-
-
-def mask_name(slide_id: str) -> str:
-    """Name of a slide's label mask in the competition and below the data folder."""
-    return f"train_label_masks/{slide_id}_mask.tiff"
-
-
 def read_listing(kaggle: Kaggle, folder: Path, fresh: bool = False, keep: bool = True) -> dict[str, int]:
     """Name -> size of all files of the competition, kept in ``folder`` for some days.
 
@@ -140,7 +130,8 @@ class Downloader:
 
     def __init__(self, kaggle: Kaggle, line: Line, folder: Path, workers: int):
         self.ledger = Ledger(folder)
-        self._line, self.folder, self._workers = line, Path(folder), workers
+        self.line, self.folder, self._workers, self.threads = line, Path(folder), workers, workers + SETTLING
+        self._failed_in_a_row = 0
         self._kaggle, self._singles, self._bundle = kaggle, SingleFiles(line, kaggle.sign_file), None
         # A worker holds a connection while it receives; checking and flushing go on beside the next file.
         self._connections = threading.Semaphore(workers)
@@ -150,7 +141,7 @@ class Downloader:
         if count <= FEW_FILES:
             return "single files (few enough for Kaggle's rate limit)"
         try:
-            self._bundle = Bundle(self._line, Address(self._kaggle.sign_bundle))
+            self._bundle = Bundle(self.line, Address(self._kaggle.sign_bundle))
         except (NotRangedError, GaveUpError) as error:
             return f"single files, as fast as Kaggle's rate limit allows ({error})"
         return "ranges of the competition's bundle (one address, no rate limit per file)"
@@ -159,9 +150,14 @@ class Downloader:
         """Bytes a second of one connection, measured on at most 8 MiB or a hundredth of ``files``."""
         size = min(8 << 20, max(1 << 16, sum(files.values()) // 100))
         name = max(files, key=files.get)
-        start, before = time.monotonic(), self._line.received
+        start, before = time.monotonic(), self.line.received
         (self._bundle or self._singles).probe(name, min(size, files[name]))
-        return (self._line.received - before) / max(time.monotonic() - start, 1e-3)
+        return (self.line.received - before) / max(time.monotonic() - start, 1e-3)
+
+    def measured(self, files: dict[str, int], to_come: int) -> str:
+        """How long ``to_come`` bytes take at the speed of one connection, for the user."""
+        speed = self.speed(files)
+        return f"about {duration(to_come / speed)} at the measured {gigabytes(speed)}/s"
 
     def missing(self, files: dict[str, int]) -> dict[str, int]:
         """The files that have not arrived whole."""
@@ -186,7 +182,7 @@ class Downloader:
             try:
                 return settle(part, name, size)
             except DamagedError as problem:
-                self._line.log(f"{name}: {problem}; fetching it again ({attempt} of {TRIES_PER_FILE})")
+                self.line.log(f"{name}: {problem}; fetching it again ({attempt} of {TRIES_PER_FILE})")
                 reason = problem
         raise GaveUpError(f"{name}: {reason}, {TRIES_PER_FILE} times; run the command again later")
 
@@ -196,25 +192,35 @@ class Downloader:
             try:
                 return bundle.pull(name, size, part)
             except NotRangedError as error:
-                self._line.log(f"{error}; going on with single files")
+                self.line.log(f"{error}; going on with single files")
                 self._bundle = None
         return self._singles.pull(name, size, part)
+
+    def room(self, name: str, size: int) -> int:
+        """Bytes of disk that one file takes at most while it is fetched: a packed one lies beside its content for a moment."""
+        member = self._bundle.members.get(name) if self._bundle else None
+        return size + (member.packed_size if member and member.method else 0)
 
     def fetch_all(self, files: dict[str, int]) -> Iterator[tuple[str, str | UserError]]:
         """Fetch ``files``, several at once; yield (name, checksum or what was wrong) as they end, the ledger having been kept.
 
         One file that cannot be had does not stop the rest; several in a row, or a refusal, do.
         """
-        failed_in_a_row = 0
-        for name, outcome in side_by_side(files.items(), lambda item: self.fetch(*item), self._workers + SETTLING, self._line):
-            if isinstance(outcome, str):
-                self.ledger.enter(name[0], name[1], outcome)
-                failed_in_a_row = 0
-            else:
-                failed_in_a_row += not isinstance(outcome, AbsentError)
-                if not isinstance(outcome, GaveUpError) or failed_in_a_row > max(2, self._workers):
-                    raise outcome
-            yield name[0], outcome
+        with contextlib.closing(in_batches(files.items(), lambda item: self.fetch(*item), self.threads, self.line)) as batches:
+            for (name, size), outcome in itertools.chain.from_iterable(batches):
+                if isinstance(outcome, str):
+                    self.ledger.enter(name, size, outcome)
+                self.go_on_after(outcome)
+                yield name, outcome
+
+    def go_on_after(self, outcome: object) -> None:
+        """Raise what went wrong when it will go wrong with the next file too: a refusal, or several failures in a row."""
+        if not isinstance(outcome, UserError):
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row += not isinstance(outcome, AbsentError)
+        if not isinstance(outcome, GaveUpError) or self._failed_in_a_row > max(2, self._workers):
+            raise outcome
 
     def train_csv(self, listing: dict[str, int]) -> list[SlideRecord]:
         """Rows of train.csv, fetched first when it is not there: it decides what else is wanted."""
@@ -229,10 +235,11 @@ class Downloader:
         return read_train_csv(self.folder / "train.csv")
 
 
-def side_by_side(items: Iterable, work: Callable, threads: int, line: Line) -> Iterator[tuple]:
-    """Yield (item, result or UserError) of ``work(item)`` as they end. Bugs are raised. Leaving early stops the threads.
+def in_batches(items: Iterable, work: Callable, threads: int, line: Line) -> Iterator[list[tuple]]:
+    """Yield lists of (item, result or UserError) of ``work(item)`` as they end; an empty one after half a second without any.
 
-    Daemon threads: a stalled connection must not keep a stopped program alive, and a half file is whole at any moment.
+    Bugs are raised. Leaving early stops the threads. They are daemons: a stalled connection must not keep a stopped program
+    alive, and a half file is good at any moment.
     """
     waiting, done = queue.SimpleQueue(), queue.SimpleQueue()
     items = list(items)
@@ -255,17 +262,30 @@ def side_by_side(items: Iterable, work: Callable, threads: int, line: Line) -> I
     pool = [threading.Thread(target=run, daemon=True) for _ in range(min(threads, len(items)))]
     for thread in pool:
         thread.start()
+    left = len(items)
     try:
-        for _ in items:
-            item, outcome = done.get()
-            if isinstance(outcome, BaseException) and not isinstance(outcome, UserError):
-                raise outcome
-            yield item, outcome
+        while left:
+            batch = _ended(done)
+            left -= len(batch)
+            for _, outcome in batch:
+                if isinstance(outcome, BaseException) and not isinstance(outcome, UserError):
+                    raise outcome
+            yield batch
     finally:
         line.stop.set()
         for thread in pool:
             thread.join(timeout=2.0)
-        line.stop.clear()
+        if not left:
+            line.stop.clear()
+
+
+def _ended(done: queue.SimpleQueue) -> list[tuple]:
+    batch = []
+    with contextlib.suppress(queue.Empty):
+        batch.append(done.get(timeout=0.5))
+        while True:
+            batch.append(done.get_nowait())
+    return batch
 
 
 def free_disk(folder: Path) -> int:
@@ -289,72 +309,31 @@ def check_disk(folder: Path, needed: int, files: dict[str, int]) -> None:
     )
 
 
-def gigabytes(size: float) -> str:
-    """A size for people, in decimal units."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} bytes"
+def announce(plan: Plan, log: Callable[[str], None]) -> None:
+    """Say what is wanted, what is left out, and why."""
+    strata = Counter((record.data_provider, record.isup_grade) for record in plan.slides)
+    for provider in sorted({provider for provider, _ in strata}):
+        log(f"{provider}: " + ", ".join(f"grade {grade}: {strata[provider, grade]}" for grade in range(6)) + " slides")
+    for slide_id, reason in plan.bad.items():
+        log(f"left out {slide_id}: {reason} (--include_bad takes it)")
+    if plan.absent:
+        log(f"{len(plan.absent)} slides of train.csv are not in Kaggle's file list, the first is {plan.absent[0]}")
+    log(f"{len(plan.slides)} slides, {len(plan.files)} files, {gigabytes(sum(plan.files.values()))} in all")
 
 
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class Progress:
-    """What the user sees: events in ``log_path`` (None: no log) and on stdout; bytes as a bar on a terminal, else as lines."""
-
-    SECONDS_BETWEEN_LINES = 10.0
-
-    def __init__(self, log_path: Path | None):
-        self._file = None
-        if log_path is not None:
-            log_path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(log_path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - open for the whole run
-        self._lock, self._bar = threading.Lock(), None
-        self._total = self._bytes = self._files = self._done = 0
-        self._start = self._last = time.monotonic()
-
-    def log(self, text: str) -> None:
-        """One event: timestamped in the log, plain on stdout."""
-        with self._lock:
-            if self._file is not None:
-                self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            say(text)
-
-    def start(self, total: int, files: int) -> None:
-        """Begin to count towards ``total`` bytes in ``files`` files."""
-        self._total, self._files, self._start = total, files, time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="download", dynamic_ncols=True, smoothing=0.05)
-
-    def on_bytes(self, count: int) -> None:
-        """Enter received bytes. Called from any thread."""
-        with self._lock:
-            self._bytes += count
-            if self._bar is not None:
-                self._bar.update(count)
-            due = self._total and self._bar is None and time.monotonic() - self._last >= self.SECONDS_BETWEEN_LINES
-            if due:
-                self._last = time.monotonic()
-        if due:
-            self.log(self._status())
-
-    def file_done(self) -> None:
-        """Enter one file that arrived."""
-        self._done += 1
-
-    def _status(self) -> str:
-        rate = self._bytes / max(time.monotonic() - self._start, 1e-3)
-        left = duration(max(0, self._total - self._bytes) / max(rate, 1.0))
-        come = f"{gigabytes(self._bytes)} of {gigabytes(self._total)}"
-        return f"{self._done}/{self._files} files, {come}, {gigabytes(rate)}/s, {left} left"
-
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+def fetch_missing(downloader: Downloader, missing: dict[str, int], progress: Progress) -> None:
+    """Fetch ``missing`` with progress. Raises UserError at the end when files did not arrive."""
+    progress.start(downloader.bytes_to_come(missing), len(missing))
+    failed = 0
+    with contextlib.closing(downloader.fetch_all(missing)) as arrivals:
+        for _, outcome in arrivals:
+            if isinstance(outcome, UserError):
+                failed += 1
+                progress.log(f"failed: {outcome}")
+            else:
+                progress.file_done()
+    if failed:
+        raise UserError(
+            f"{failed} of {len(missing)} files did not arrive (named above); the rest is kept, run the command again later"
+        )
+    progress.log(f"all {len(missing)} files arrived whole in {downloader.folder}")

@@ -25,7 +25,7 @@ def choose(
     Every provider-and-grade stratum is shuffled by a hash of seed and id, then the strata are dealt out in turn until
     ``num_slides`` are there: the first 600 of a choice of 1000 are the choice of 600. Raises UserError for an unknown id.
     """
-    records = list({record.slide_id: record for record in records}.values())
+    records = list({record.slide_id: record for record in reversed(list(records))}.values())[::-1]  # the first of doubled rows
     if ids is not None:
         wanted = set(ids)
         unknown = sorted(wanted - {record.slide_id for record in records})
@@ -53,6 +53,16 @@ def _deal(records: list[SlideRecord], seed: int) -> list[SlideRecord]:
         rank[record.slide_id] = seen[stratum]
         seen[stratum] += 1
     return sorted(records, key=lambda record: (rank[record.slide_id], shuffled(record)))
+
+
+def image_name(slide_id: str) -> str:
+    """Name of a slide in the competition and below the data folder."""
+    return f"train_images/{slide_id}.tiff"
+
+
+def mask_name(slide_id: str) -> str:
+    """Name of a slide's label mask in the competition and below the data folder."""
+    return f"train_label_masks/{slide_id}_mask.tiff"
 
 
 def read_ids(path: Path) -> list[str]:

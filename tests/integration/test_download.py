@@ -53,7 +53,7 @@ def kaggle(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(script, "Line", partial(Line, first_wait=0.005, longest_wait=0.02, read_timeout=0.6, connect_timeout=2.0))
-    monkeypatch.setattr(script, "terminate_like_interrupt", lambda: None)
+    monkeypatch.setattr(script.cli, "terminate_like_interrupt", lambda: None)
 
     def start(way="single", fault=None, changed=None, **options):
         server = KaggleServer(changed or files, Options(**options), fault).__enter__()
@@ -337,7 +337,9 @@ def test_killed_in_the_middle_it_goes_on_elsewhere_without_loss(kaggle, files, t
     server, run = kaggle(way)
     run("--num_slides", "1", "--no_masks")  # in the single way the fresh process would choose by itself
     folder = tmp_path / "panda"
-    code = f"from data import download; download.FEW_FILES = {download.FEW_FILES}; import download_panda_data as s; s.run(s.main)"
+    code = (
+        f"from data import download; download.FEW_FILES = {download.FEW_FILES}; import download_panda_data as s; s.cli.run(s.main)"
+    )
     arguments = command(folder, "--limit_rate", "600kB")[2:]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment(server, tmp_path), cwd=SCRIPT.parent)
     wait_for(lambda: any(part.stat().st_size > 60_000 for part in folder.rglob("*.part")), process)

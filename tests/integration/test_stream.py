@@ -1,0 +1,206 @@
+"""--stream: patches of more slides than the disk holds, the same as if all had been fetched first."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import download_panda_data as script
+from common.errors import UserError
+from data import stream
+from data.ledger import Ledger
+from data.patches import ExtractSettings, extract
+from data.transfer import Line
+from tests.kaggle_server import Fault, KaggleServer, Options, once
+
+ROOT = Path(script.__file__).parent
+REAL = ROOT.parent / "shared" / "data" / "prostate_slides"
+
+
+def read_folder(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def competition_of(folder):
+    return {name: Path(folder) / name for name in read_folder(folder)}
+
+
+@pytest.fixture
+def files(_tiny_slides):
+    """Six slides of both providers, 0.8 MB with their masks, 54 places for patches."""
+    return competition_of(_tiny_slides)
+
+
+@pytest.fixture
+def streaming(files, tmp_path, monkeypatch):
+    """Start a server; return it with a function that streams from it, waiting little and without worker processes."""
+    servers = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(script, "Line", partial(Line, first_wait=0.005, longest_wait=0.02, read_timeout=1.0))
+    monkeypatch.setattr(script.cli, "terminate_like_interrupt", lambda: None)
+    monkeypatch.setattr(stream, "cores", lambda: 0)
+
+    def start(fault=None, **options):
+        server = KaggleServer(files, Options(**options), fault).__enter__()
+        servers.append(server)
+        for name, value in server.environment("token").items():
+            monkeypatch.setenv(name, value)
+        return server, run
+
+    def run(*arguments, room=400_000):
+        monkeypatch.setattr(sys, "argv", ["x", *flags(tmp_path, room), *arguments])
+        return script.main()
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
+def flags(tmp_path, room):
+    folders = ["--data_dir", str(tmp_path / "panda"), "--output_dir", str(tmp_path / "streamed")]
+    return [*folders, "--stream", "--max_disk", f"{room}", "--patch_size", "256"]
+
+
+def plain(folder, tmp_path, **settings):
+    """Patches and manifest of the plain way."""
+    output = tmp_path / f"plain{len(list(tmp_path.glob('plain*')))}"
+    extract(ExtractSettings(data_dir=Path(folder), output_dir=output, workers=0, patch_size=256, **settings))
+    return patches_of(output)
+
+
+def patches_of(output):
+    return {name: content for name, content in read_folder(output).items() if name.endswith((".png", "patches.csv"))}
+
+
+def room_of(files, slides):
+    """Bytes that so many of the largest slides take with their masks."""
+    pairs = [sum(path.stat().st_size for name, path in files.items() if slide in name) for slide in ("aaa1", "bbb1")]
+    return max(pairs) * slides + 10_000
+
+
+@pytest.mark.parametrize("max_patches", [20, 1000])
+def test_streamed_patches_are_those_of_the_plain_way(streaming, files, tmp_path, _tiny_slides, max_patches):
+    room, staging, most = room_of(files, 2), tmp_path / "panda" / stream.FOLDER, []
+
+    def watch(request):
+        most.append(sum(path.stat().st_size for path in staging.rglob("*.tiff*")) if staging.exists() else 0)
+
+    server, run = streaming(watch)
+    run("--max_patches", str(max_patches), room=room)
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=max_patches)
+    assert 0 < max(most) <= room
+    assert not list(staging.rglob("*.tiff*"))
+    assert all(entry.state == "used" for entry in Ledger(staging).entries.values())
+    # No slide is fetched twice; the largest may have been the probe.
+    assert sum(server.count("storage", name) for name in files) <= len(files) + 1
+
+
+def test_without_masks(streaming, tmp_path, _tiny_slides):
+    _, run = streaming()
+    run("--max_patches", "20", "--no_masks")
+    bare = shutil.copytree(_tiny_slides, tmp_path / "bare")
+    shutil.rmtree(bare / "train_label_masks")
+    assert patches_of(tmp_path / "streamed") == plain(bare, tmp_path, max_patches=20)
+
+
+def test_a_finished_stream_fetches_nothing_and_a_larger_one_fetches_again(streaming, files, tmp_path, _tiny_slides):
+    server, run = streaming()
+    run("--max_patches", "6")
+    seen = server.count("storage")
+    run("--max_patches", "6")
+    assert server.count("storage") == seen
+    run("--max_patches", "40")
+    assert server.count("storage") > seen
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=40)
+
+
+def test_killed_at_any_point_it_goes_on_without_loss_or_double(streaming, files, tmp_path, _tiny_slides):
+    server, run = streaming()
+    code = "from data import stream; stream.cores = lambda: 0; import download_panda_data as s; s.cli.run(s.main)"
+    command = [sys.executable, "-c", code, *flags(tmp_path, room_of(files, 2)), "--max_patches", "30", "--limit_rate", "600kB"]
+    staging, streamed = tmp_path / "panda" / stream.FOLDER, tmp_path / "streamed"
+    conditions = (
+        lambda: list(staging.rglob("*.part")),
+        lambda: list(streamed.rglob("*.png")),
+        lambda: (staging / "downloads.csv").exists() and ",used" in (staging / "downloads.csv").read_text(),
+    )
+    for condition in conditions:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + 20
+        while not condition() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert condition()
+    run("--max_patches", "30", room=room_of(files, 2))
+    assert patches_of(streamed) == plain(_tiny_slides, tmp_path, max_patches=30)
+    assert not list(staging.rglob("*.tiff*"))
+
+
+def test_a_slide_that_does_not_arrive_is_named_and_the_next_run_completes(streaming, files, tmp_path, _tiny_slides):
+    broken = "train_images/aaa2.tiff"
+    server, run = streaming(wrong_md5=(broken,))
+    with pytest.raises(UserError, match=r"1 slide\(s\) did not arrive, the first is aaa2"):
+        run("--max_patches", "30")
+    server.options.wrong_md5 = ()
+    run("--max_patches", "30")
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=30)
+
+
+def test_faults_change_nothing(streaming, tmp_path, _tiny_slides):
+    _, run = streaming(once("storage", Fault(after=20_000, how="reset"), times=6))
+    run("--max_patches", "30")
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=30)
+
+
+def test_a_bound_below_one_slide_is_refused(streaming, tmp_path):
+    _, run = streaming()
+    with pytest.raises(UserError, match="--max_disk is smaller than the largest slide"):
+        run(room=10_000)
+
+
+def test_the_plain_way_does_not_use_the_folder_of_a_stream(streaming, tmp_path, _tiny_slides):
+    _, run = streaming()
+    run("--max_patches", "20")
+    before = patches_of(tmp_path / "streamed")
+    with pytest.raises(UserError, match="was made with data_dir"):
+        extract(ExtractSettings(data_dir=_tiny_slides, output_dir=tmp_path / "streamed", workers=0, patch_size=256, max_patches=20))
+    assert patches_of(tmp_path / "streamed") == before
+
+
+def test_dry_run(streaming, tmp_path, capsys):
+    _, run = streaming()
+    run("--dry_run")
+    assert "of slides and" in capsys.readouterr().out
+    assert not (tmp_path / "streamed").exists() and not (tmp_path / "panda").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [(["--max_disk", "5GB"], "--max_disk needs --stream"), (["--stream", "--verify"], "neither --list nor")]
+)
+def test_contradictions(arguments, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.parse(arguments)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason="the real slides are not on this machine")
+@pytest.mark.parametrize("max_patches", [300, 10_000])
+def test_forty_real_slides_with_room_for_three(streaming, files, tmp_path, max_patches):
+    files.clear()
+    files.update(competition_of(REAL))
+    files.pop("README.md", None)
+    server, run = streaming(deflate=True)
+    monkey = ["--patch_size", "256", "--max_patches", str(max_patches)]
+    run(*monkey, room=4_000_000)
+    output = tmp_path / "plain"
+    extract(ExtractSettings(data_dir=REAL, output_dir=output, workers=0, max_patches=max_patches))
+    assert patches_of(tmp_path / "streamed") == patches_of(output) != {}
+    assert sum(server.sent.values()) < 1.05 * sum(path.stat().st_size for path in files.values())
