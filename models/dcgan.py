@@ -13,10 +13,21 @@ from torch.nn import functional as F
 from common.errors import UserError
 from models.config import ModelConfig
 
+# What a doubling by bilinear interpolation looks like as a 4x4 transposed convolution.
+_SMOOTH = torch.outer(*[torch.tensor([0.25, 0.75, 0.75, 0.25])] * 2)
+
 
 def _initialise(module: nn.Module) -> None:
-    """The paper's initialisation: N(0, 0.02) for convolutions, N(1, 0.02) for batch-norm scales."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+    """The paper's initialisation: N(0, 0.02) for convolutions, N(1, 0.02) for batch-norm scales.
+
+    Layers that double the size start as smooth ones: one random number for each pair of feature maps, times a bilinear kernel of
+    the same variance. Independent weights would paint a checkerboard first, which takes thousands of steps to unlearn.
+    """
+    if isinstance(module, nn.ConvTranspose2d) and module.stride == (2, 2):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        with torch.no_grad():
+            module.weight.copy_(module.weight[:, :, :1, :1] * _SMOOTH / _SMOOTH.square().mean().sqrt())
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
