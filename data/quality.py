@@ -109,7 +109,7 @@ def _decode(content: bytes) -> Image.Image:
                 image = _open(content)
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _FaultError("too_large", f"declares a huge picture ({error})") from error
+        raise _FaultError("too_large", "declares a picture of more pixels than Pillow dares to decode") from error
     except DECODER_ERRORS as error:
         reason = "not a picture of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise _FaultError("damaged", reason) from error
@@ -133,7 +133,7 @@ def _describe(path: str, image: Image.Image) -> Scan:
         f"{stained:.1%} of its pixels are stained, deviation {deviation:.1f} grey levels" if blank else "",
         image.size,
         mode,
-        hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(image.size).encode()).digest(),
+        hashlib.blake2b(pixels, digest_size=16, key=repr(image.size).encode()).digest(),
         np.packbits(imagehash.phash(grey, hash_size=HASH_SIZE).hash).tobytes(),
         sharpness(pixels),
         stained,

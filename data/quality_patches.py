@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from data import quality_rows
 from data.findings import Assessment, Facts, Finding, Scan, printable
 from data.panda import LABELS, PROVIDERS
-from data.quality import Listing, list_folder, scan_folder
+from data.quality import HASH_SIZE, Listing, list_folder, scan_folder
 
 # Perceptual hashes of copies of real patches (JPEG quality 50 to 90, brighter by 15 %, tinted, blurred, resized) were at most
 # 8 bits of 256 apart; any two different patches of 40 slides of real prostate tissue, neighbours included, at least 90.
@@ -23,6 +24,7 @@ NEAR_BITS = 15
 _BANDS = 16
 # Real patches blurred by a Gaussian of 2 pixels kept 2 to 8 % of the median sharpness; the softest sharp one had 36 %.
 BLUR_SHARE = 0.15
+BLUR_CEILING = 40.0  # sharp on any scanner: real patches blurred by 2 pixels reached 19, the softest sharp one 85
 # Robust deviations from the provider's median optical density; the oddest of 1,236 real patches was at 4.1.
 STAIN_DEVIATIONS = 6.0
 MIN_FOR_STATISTICS = 20
@@ -143,14 +145,15 @@ def _listing_findings(listing: Listing, without_manifest: bool) -> Iterator[Find
 
 def _blur(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
     """Patches much softer than the usual one of their provider: scanners differ too much for one absolute limit."""
-    medians = {
-        provider: np.median([good[path].sharpness for path in paths]) for provider, paths in _by_provider(known).items() if paths
+    limits = {
+        provider: min(BLUR_SHARE * float(np.median([good[path].sharpness for path in paths])), BLUR_CEILING)
+        for provider, paths in _by_provider(known).items()
     }
-    soft = [path for path, scan in good.items() if scan.sharpness < BLUR_SHARE * medians[known[path].data_provider]]
+    soft = [path for path, scan in good.items() if scan.sharpness < limits[known[path].data_provider]]
     soft.sort(key=lambda path: good[path].sharpness)
     if soft:
         items = tuple(f"{path}: sharpness {good[path].sharpness:.1f}" for path in soft)
-        advice = f"below {BLUR_SHARE:.0%} of their provider's median; look at them, and remove what is out of focus"
+        advice = "far less sharp than their provider's median; look at them, and remove what is out of focus"
         yield Finding("warning", "blur", "blurred patches", advice, items, tuple(soft))
 
 
@@ -161,49 +164,62 @@ def _by_provider(known: dict[str, Facts]) -> dict[str, list[str]]:
     return paths
 
 
-def near_pairs(hashes: np.ndarray, bits: int = NEAR_BITS) -> np.ndarray:
-    """Pairs (P, 2) of rows of ``hashes`` ((N, 32) uint8) that differ in at most ``bits`` of their 256 bits.
+def near_groups(hashes: np.ndarray, bits: int = NEAR_BITS) -> np.ndarray:
+    """Group numbers (N,) of the rows of ``hashes`` ((N, 32) uint8): chains of rows that differ in at most ``bits`` of 256 bits.
 
     Two hashes that differ in fewer bits than there are bands agree in at least one band, so only rows with an equal band are
-    compared: linear in N for hashes that are spread out. Complete for ``bits`` below 16.
+    compared: linear in N for hashes that are spread out, and complete for ``bits`` below 16.
     """
+    groups = np.arange(len(hashes))
     bands = np.ascontiguousarray(hashes).view(np.uint16)
-    pairs = [np.empty((0, 2), dtype=np.int64)]
     for band in range(_BANDS):
         order = np.argsort(bands[:, band], kind="stable")
         keys = bands[order, band]
-        left = np.arange(len(order))
+        left = np.flatnonzero(_undecided(keys, groups[order]))
         for shift in range(1, len(order)):
             left = left[left + shift < len(order)]
             left = left[keys[left] == keys[left + shift]]
             if not len(left):
                 break
             one, other = order[left], order[left + shift]
+            apart = groups[one] != groups[other]  # what is already in one group need not be compared again
+            one, other = one[apart], other[apart]
             near = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1) <= bits
-            pairs.append(np.stack([one[near], other[near]], axis=1))
-    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+            if near.any():
+                groups = _merged(groups, one[near], other[near])
+                left = left[_undecided(keys, groups[order])[left]]
+    return groups
+
+
+def _undecided(keys: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which places (N,) of the sorted ``keys`` belong to a run of equal keys that is not all one group yet."""
+    starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    if not len(starts):
+        return np.zeros(len(keys), bool)
+    mixed = np.minimum.reduceat(groups, starts) != np.maximum.reduceat(groups, starts)
+    return np.repeat(mixed, np.diff(starts, append=len(keys)))
+
+
+def _merged(groups: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    links = coo_matrix((np.ones(len(one)), (groups[one], groups[other])), shape=(len(groups), len(groups)))
+    return connected_components(links, directed=False)[1][groups]
 
 
 def _near_duplicates(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
-    paths = list(good)
-    if len(paths) < 2:
-        return
-    pairs = near_pairs(np.frombuffer(b"".join(good[path].phash for path in paths), np.uint8).reshape(len(paths), -1))
-    if not len(pairs):
-        return
-    graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(len(paths), len(paths)))
-    groups = defaultdict(list)
-    for path, group in zip(paths, connected_components(graph, directed=False)[1], strict=True):
-        groups[group].append(path)
-    groups = sorted(group for group in groups.values() if len(group) > 1)
-    leaks = [group for group in groups if len({known[path].split for path in group}) > 1]
+    hashes = np.frombuffer(b"".join(scan.phash for scan in good.values()), np.uint8).reshape(-1, HASH_SIZE**2 // 8)
+    members = defaultdict(list)
+    for path, group in zip(good, near_groups(hashes), strict=True):
+        members[group].append(path)
+    inside, across = [], []
+    for group in sorted(group for group in members.values() if len(group) > 1):
+        (inside if len({known[path].split for path in group}) == 1 else across).append(group)
     for check, severity, title, found in (
-        ("near_duplicates", "warning", "groups of nearly identical patches", [group for group in groups if group not in leaks]),
-        ("near_leak", "broken", "nearly identical patches on both sides of the split", leaks),
+        ("near_duplicates", "warning", "groups of nearly identical patches", inside),
+        ("near_leak", "broken", "groups of nearly identical patches on both sides of the split", across),
     ):
         if found:
             advice = "the same tissue saved twice; look at them and keep one of each group"
-            yield Finding(severity, check, title, advice, tuple(" = ".join(group) for group in found), tuple(sum(found, [])))
+            yield Finding(severity, check, title, advice, tuple(map(" = ".join, found)), tuple(chain.from_iterable(found)))
 
 
 def _stain_outliers(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:

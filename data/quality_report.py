@@ -22,7 +22,7 @@ PER_LABEL, PER_FINDING, MAX_LABELS, MAX_PROVIDERS = 24, 12, 12, 4
 
 _PAGE = """{% extends "page.html" %}{% block body %}
 <style>
-.wide { overflow-x: auto } .wide td, .wide th { white-space: nowrap }
+h2 { overflow-wrap: anywhere } .wide { overflow-x: auto } .wide td, .wide th { white-space: nowrap }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(72px, 1fr)); gap: 3px }
 .sheet img { width: 100%; display: block; border-radius: 3px }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .8rem }
@@ -207,4 +207,4 @@ def verdict(assessments: list[Assessment]) -> str:
     for assessment in assessments:
         for finding in assessment.findings:
             counts[finding.severity] += 1
-    return ", ".join(f"{count} {severity}" for severity, count in counts.items())
+    return "findings: " + ", ".join(f"{count} {severity}" for severity, count in counts.items())

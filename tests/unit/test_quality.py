@@ -19,7 +19,7 @@ from data import quality, quality_patches, quality_rows, quarantine
 from data.findings import Assessment, printable
 from data.manifest import Patch, read_manifest, write_manifest
 from data.quality import list_folder, scan_patch
-from data.quality_patches import assess, near_pairs, scan_patch_folder
+from data.quality_patches import assess, near_groups, scan_patch_folder
 
 SIDE = 96
 
@@ -164,17 +164,25 @@ def test_listing_leaves_out_hidden_files_and_names_others(tmp_path):
 # ------------------------------------------------------------------------------------------------------- near duplicates
 
 
-def test_near_pairs_equal_those_of_a_plain_comparison():
+def test_near_groups_equal_those_of_a_plain_comparison():
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 256, (300, 32), dtype=np.uint8)
     for k in range(60):  # copies that differ in k % 20 bits
         bits = np.unpackbits(hashes[k])
         bits[generator.choice(256, k % 20, replace=False)] ^= 1
         hashes[200 + k] = np.packbits(bits)
-    distances = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2)
-    expected = np.argwhere(np.triu(distances <= quality_patches.NEAR_BITS, 1))
-    assert np.array_equal(near_pairs(hashes), expected)
-    assert len(expected) >= 45
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]).sum(axis=2) <= quality_patches.NEAR_BITS
+    groups = near_groups(hashes)
+    assert np.array_equal(groups[:, None] == groups, near)
+    assert near.sum() == 300 + 2 * 48
+
+
+def test_thousands_of_near_copies_are_one_group_in_little_time():
+    generator = np.random.default_rng(0)
+    bits = np.tile(generator.integers(0, 2, 256, dtype=np.uint8), (2000, 1))
+    bits[np.arange(2000), generator.integers(0, 256, 2000)] ^= 1
+    assert len(set(near_groups(np.packbits(bits, axis=1)))) == 1
+    assert len(near_groups(np.empty((0, 32), np.uint8))) == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
