@@ -118,7 +118,7 @@ def fetch(downloader: Downloader, plan: Plan, args: argparse.Namespace, progress
     progress.log(f"{len(missing)} files, {gigabytes(to_come)} to come; {gigabytes(free)} free on the disk")
     progress.log(f"way: {downloader.choose_way(len(missing))}")
     progress.log(downloader.measured(missing, to_come))
-    download.check_disk(args.data_dir, to_come, missing)
+    download.check_disk(args.data_dir, to_come, missing, len(plan.slides))
     if not args.dry_run:
         download.fetch_missing(downloader, missing, progress)
 

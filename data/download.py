@@ -294,14 +294,14 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
 
 
-def check_disk(folder: Path, needed: int, files: dict[str, int]) -> None:
-    """Raise UserError with the way out when the disk of ``folder`` cannot hold ``needed`` more bytes."""
+def check_disk(folder: Path, needed: int, missing: dict[str, int], slides: int) -> None:
+    """Raise UserError with the way out when the disk cannot hold ``needed`` more bytes. slides: how many are wanted in all."""
     free = free_disk(folder)
     spare = min(SPARE_DISK, needed // 20)
     if needed + spare <= free:
         return
-    pairs = sum(name.startswith("train_images/") for name in files)
-    fit = max(0, int(pairs * (free - spare) / max(needed, 1)))
+    to_come = sum(name.startswith("train_images/") for name in missing)
+    fit = slides - to_come + max(0, int(to_come * (free - spare) / max(needed, 1)))
     smaller = f"--num_slides {fit} would fit, " if fit else ""
     raise UserError(
         f"{gigabytes(needed)} are to come and {folder} has {gigabytes(free)} free; {smaller}"

@@ -83,16 +83,12 @@ class Bundle:
         identity = {"from": "bundle", "crc32": member.crc, "packed_size": member.packed_size, "method": member.method}
 
         def once():
-            note = part.note()
+            note, have = part.note(), part.size
             start = note.pop("start", None)
-            if note != identity or part.size > member.packed_size:
-                part.begin(identity)
-            if start is None or not part.size:
-                return self._pull_from_header(member, identity, part)
-            if part.size < member.packed_size:
-                first = start + part.size
-                part.append(self._open(first, start + member.packed_size), member.packed_size - part.size, self._line)
-            return None
+            if note != identity or start is None or not 0 < have <= member.packed_size:
+                self._pull_from_header(member, identity, part)
+            elif have < member.packed_size:
+                part.append(self._open(start + have, start + member.packed_size), member.packed_size - have, self._line)
 
         self._line.retrying(name, once)
 
