@@ -142,9 +142,9 @@ def label_from_mask(mask: np.ndarray, provider: str, gleason_score: str) -> str:
 def split_by_slide(records: Iterable[SlideRecord], test_share: float = 0.15) -> dict[str, str]:
     """slide_id -> "train" or "test", so that no slide is on both sides, stratified by provider and grade.
 
-    ``test_share`` of all slides (rounded, at least one of four) are held out. Each stratum gives its share rounded down, and the
-    rest comes from the strata that lost most by rounding, so that few slides are split too. Within a stratum the slides stand
-    in the order of a hash of their ids, which depends on nothing else.
+    ``test_share`` of all slides (rounded, at least one of four) are held out. Each stratum gives its share rounded down; the rest
+    comes from the strata and grades that lost most by rounding, so that few slides are split well too. Within a stratum the slides
+    stand in the order of a hash of their ids, which depends on nothing else.
     """
     strata = defaultdict(list)
     for record in set(records):
@@ -152,12 +152,20 @@ def split_by_slide(records: Iterable[SlideRecord], test_share: float = 0.15) -> 
     total = sum(map(len, strata.values()))
     exact = {key: len(ids) * test_share for key, ids in strata.items()}
     quota = {key: int(value) for key, value in exact.items()}
-    missing = max(round(total * test_share), 1 if total >= 4 else 0) - sum(quota.values())
-    by_loss = sorted(strata, key=lambda key: (quota[key] - exact[key], repr(key)))
-    for key in by_loss[:missing]:
-        quota[key] += 1
+    for _ in range(max(round(total * test_share), 1 if total >= 4 else 0) - sum(quota.values())):
+        quota[_most_short(exact, quota)] += 1
     split = {}
     for key, ids in strata.items():
         ids.sort(key=lambda slide_id: hashlib.sha256(slide_id.encode()).digest())
         split.update({slide_id: "test" if rank < quota[key] else "train" for rank, slide_id in enumerate(ids)})
     return split
+
+
+def _most_short(exact: dict[tuple, float], quota: dict[tuple, int]) -> tuple:
+    """The stratum (provider, grade) that lacks most held-out slides; the lack of its grade counts too, so that none goes without."""
+
+    def lack(key: tuple) -> float:
+        of_grade = [other for other in exact if other[1] == key[1]]
+        return exact[key] - quota[key] + sum(exact[other] - quota[other] for other in of_grade)
+
+    return max(sorted(exact, key=repr), key=lack)
