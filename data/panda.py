@@ -162,7 +162,7 @@ def split_by_slide(records: Iterable[SlideRecord], test_share: float = 0.15) -> 
 
 
 def _most_short(exact: dict[tuple, float], quota: dict[tuple, int]) -> tuple:
-    """The stratum (provider, grade) that lacks most held-out slides; the lack of its grade counts too, so that none goes without."""
+    """The stratum (provider, grade) that lacks most held-out slides; its grade's lack counts too."""
 
     def lack(key: tuple) -> float:
         of_grade = [other for other in exact if other[1] == key[1]]
