@@ -19,6 +19,7 @@ from common.progress import say
 from data.augment import Augmentation
 from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
+from metrics.watch import COUNT, Watch
 from models.config import ModelConfig, dcgan_config
 from training import options, resume
 from training.config import TrainConfig
@@ -27,7 +28,7 @@ from training.lock import lock_folder
 from training.runlog import RunLog
 from training.sampling import to_uint8
 from training.signals import SignalRequests
-from training.trainer import Habits, Run, Trainer, duration
+from training.trainer import Habits, HeldOut, Run, Trainer, duration
 
 
 def main() -> int:
@@ -102,10 +103,21 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         )
         real = [dataset.pixels(index) for index in np.linspace(0, len(dataset) - 1, min(40, len(dataset))).astype(int)]
         log.picture("real.png", grid(middle_of(np.stack(real), dataset.image_size), 8), trainer.images)
-        habits = Habits(args.save_every, args.sample_every, args.keep)
-        stopped = Run(trainer, habits, folder, log, requests).train(make_loader(trainer, dataset, args.workers))
+        habits = Habits(args.save_every, args.sample_every, args.eval_every, args.keep)
+        held_out = held_out_patches(dataset, config.seed, trainer.device) if args.eval_every else None
+        stopped = Run(trainer, habits, folder, log, requests, held_out).train(make_loader(trainer, dataset, args.workers))
         log.close()
     return 128 + stopped if stopped is not None else 0
+
+
+def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device) -> HeldOut:
+    """At most COUNT patches of the test split to score against, of the training split where there is no other."""
+    held_out = dataset.other_split("test") or dataset
+    chosen = np.random.default_rng(seed).permutation(len(held_out))[:COUNT]
+    images, labels = zip(*(held_out[int(index)] for index in chosen), strict=True)
+    if held_out is dataset:
+        say("note: no held-out patches; scores during training are against the training patches")
+    return HeldOut(torch.stack(images), torch.tensor(labels), Watch(to_uint8(torch.stack(images)), seed, str(device)))
 
 
 def dry_run(trainer: Trainer, loader: DataLoader) -> int:

@@ -59,7 +59,7 @@ def one_round(args: argparse.Namespace, dataset: PatchDataset, device: torch.dev
         trainer.train_on(*batch)
     bare = rate(images, lambda: [trainer.train_on(*batch) for _ in range(args.steps)], device)
     trainer.images = 0
-    run = Run(trainer, Habits(0, 0, 1), folder, RunLog(folder), SignalRequests())
+    run = Run(trainer, Habits(0, 0, 0, 1), folder, RunLog(folder), SignalRequests())
     loader = make_loader(trainer, dataset, None)
     return rate(images, lambda: run.loop(loader), device), bare
 

@@ -128,11 +128,14 @@ class PatchDataset(Dataset):
     ):
         self.folder, self.image_size, self.condition = Path(folder), image_size, condition
         self.augmentation = augmentation or Augmentation(flips=0.0, quarter_turns=0.0)
-        everything = list_patches(self.folder)
+        everything = self._everything = list_patches(self.folder)
         self.classes = class_names(everything, condition) if classes is None else list(classes)
         self.files = [file for file in everything if split is None or file.split == split]
         if not self.files:
             raise UserError(f"no patches of split {split!r} in {folder}; extract patches from more slides")
+        strange = {class_of(file, condition) for file in self.files} - set(self.classes) if self.classes else set()
+        if strange:
+            raise UserError(f"{folder} holds {sorted(strange)}, which the model was not trained on; use the patches it knows")
         self._canvas = self.augmentation.canvas_size(image_size)
         self._stain = stain_normalize
         self._pixels: np.ndarray | None = None
@@ -159,8 +162,17 @@ class PatchDataset(Dataset):
     def pixels(self, index: int) -> np.ndarray:
         """Decoded patch before augmentation: (C, C, 3) uint8."""
         if self._pixels is None:
+            self._prepare = self._prepare or self._preparation()
             return np.array(self._prepare(self.files[index]))
         return np.array(self._pixels[index])
+
+    def other_split(self, split: str) -> PatchDataset | None:
+        """The patches of another split as they are, with the same numbering of labels; None where there are none."""
+        if not any(file.split == split and class_of(file, self.condition) in (self.classes or [""]) for file in self._everything):
+            return None
+        return PatchDataset(
+            self.folder, self.image_size, self.condition, split, stain_normalize=self._stain, classes=self.classes or None
+        )
 
     def groups(self) -> list[Hashable]:
         """What the order balances over, a key for each patch: label (or grade) and provider."""
@@ -174,7 +186,7 @@ class PatchDataset(Dataset):
 
     def __getstate__(self) -> dict:
         # A memory map travels to a worker process as its file name, not as its gigabytes.
-        return self.__dict__ | {"_pixels": None if isinstance(self._pixels, np.memmap) else self._pixels}
+        return self.__dict__ | {"_prepare": None, "_pixels": None if isinstance(self._pixels, np.memmap) else self._pixels}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -238,8 +250,9 @@ class PatchDataset(Dataset):
 
         if self._stain == "none":
             return plain
-        steps = np.linspace(0, len(self.files) - 1, min(STAIN_REFERENCES, len(self.files))).astype(int)
-        normalize = fit_normalizer(self._stain, [plain(self.files[step]) for step in steps])
+        training = [file for file in self._everything if file.split == "train"]
+        steps = np.linspace(0, len(training) - 1, min(STAIN_REFERENCES, len(training))).astype(int)
+        normalize = fit_normalizer(self._stain, [plain(training[step]) for step in steps])
         return lambda file: normalize(plain(file))
 
     def _decode_all(self) -> tuple[np.ndarray, set[str]]:

@@ -79,6 +79,9 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sample_every", type=positive_int, default=5, metavar="EPOCHS", help="sample pictures; default %(default)s"
     )
+    group.add_argument(
+        "--eval_every", type=natural, default=20, metavar="EPOCHS", help="KID, precision, recall; 0 never; default %(default)s"
+    )
     group.add_argument("--keep", type=positive_int, default=3, help="numbered checkpoints kept; default %(default)s")
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import platform
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.device import peak_memory_mb
 from training.runlog import RunLog
-from training.sampling import calibrate, latent, run_generator
+from training.sampling import Sampler, calibrate, latent, run_generator
 from training.signals import SignalRequests
 from training.step import STATISTICS, GanStep
 
@@ -34,11 +36,24 @@ GRID_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a run saves (epochs), draws samples (epochs), and how many numbered checkpoints it keeps."""
+    """How often a run saves, draws samples and scores them (epochs, 0 for never), and how many numbered checkpoints it keeps."""
 
     save_every: int
     sample_every: int
+    eval_every: int
     keep: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Patches the networks never train on: images (N, 3, S, S) in [-1, 1] and labels (N,), to see whether D learns by heart.
+
+    score: draws images with the function it is handed and returns their metrics, "kid" among them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float]]
 
 
 class Trainer:
@@ -60,6 +75,7 @@ class Trainer:
         self.images_per_epoch, self.images = images_per_epoch, 0
         self.step = GanStep(generator, discriminator, config)
         self.ema = make_ema(generator)
+        self.best_kid = math.inf
         self._calibrated_at: int | None = None
 
     # -- state
@@ -82,7 +98,7 @@ class Trainer:
             "config": self.config.to_dict(),
             "classes": self.classes,
             "class_counts": self.class_counts,
-            "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch},
+            "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch, "best_kid": self.best_kid},
             "generator": self.step.generator.state_dict(),
             "discriminator": self.step.discriminator.state_dict(),
             "ema": self.ema.state_dict(),
@@ -103,6 +119,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             self.images = int(state["progress"]["images"])
+            self.best_kid = float(state["progress"]["best_kid"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
@@ -147,6 +164,21 @@ class Trainer:
         labels = torch.tensor([self.classes.index(name) for name in names]) if self.classes else None
         return grid(run_generator(self.ema, z, labels, self.device), GRID_COLUMNS, self.classes)
 
+    def sampler(self) -> Sampler:
+        """The averaged generator as it is now."""
+        self.calibrate()
+        return Sampler(self.ema, self.model, self.classes, self.class_counts, self.device)
+
+    @torch.no_grad()
+    def share_judged_real(self, images: Tensor, labels: Tensor) -> float:
+        """Share of patches that the discriminator takes for real, batch norm as in training; it learns nothing from them."""
+        judge = copy.deepcopy(self.step.discriminator)  # a copy, since batch norm would remember the patches
+        verdicts = []
+        for part in torch.arange(len(images)).split(max(2, self.config.batch_size)):
+            batch = images[part].to(self.device, memory_format=torch.channels_last)
+            verdicts.append(judge(batch, labels[part].to(self.device) if self.model.num_classes else None) > 0)
+        return torch.cat(verdicts).float().mean().item()
+
 
 class Meter:
     """Averages between two log lines, kept on the device until they are asked for."""
@@ -182,8 +214,12 @@ class Meter:
 class Run:
     """A trainer at work in its folders until its epochs are done or a signal asks it to leave."""
 
-    def __init__(self, trainer: Trainer, habits: Habits, folder: Path, log: RunLog, requests: SignalRequests):
+    def __init__(
+        self, trainer: Trainer, habits: Habits, folder: Path, log: RunLog, requests: SignalRequests, held_out: HeldOut | None = None
+    ):
         self.trainer, self.habits, self.folder, self.log, self.requests = trainer, habits, folder, log, requests
+        self.held_out = held_out
+        self._start, self._scoring = time.monotonic(), 0.0
         self.meter = Meter(trainer.device)
         self._last_save = time.monotonic()
 
@@ -220,6 +256,8 @@ class Run:
             return  # the end has its own picture and checkpoint
         if crossed(before, now, self.habits.sample_every):
             self.draw_samples()
+        if crossed(before, now, self.habits.eval_every):
+            self.score()
         if crossed(before, now, self.habits.save_every):
             self._save_numbered()
         elif self.requests.save or time.monotonic() - self._last_save > SECONDS_BETWEEN_SAVES:
@@ -254,6 +292,25 @@ class Run:
         """samples/epoch_0020.png from the averaged generator."""
         self.log.picture(f"epoch_{round(self.trainer.epoch):04d}.png", self.trainer.sample_grid(), self.trainer.images)
 
+    def score(self) -> None:
+        """KID and the like of the averaged generator, D's verdict on held-out patches; the best so far is kept as best.pt."""
+        if self.held_out is None:
+            return
+        start = time.monotonic()
+        scores = self.held_out.score(self.trainer.sampler().sample)
+        scores["acc_held_out"] = self.trainer.share_judged_real(self.held_out.images, self.held_out.labels)
+        best = scores.get("kid", math.inf) < self.trainer.best_kid
+        if best:
+            self.trainer.best_kid = scores["kid"]
+            self._save_latest()
+            checkpoint.keep_as(self.folder / checkpoint.LATEST, self.folder / checkpoint.BEST)
+        self._scoring += time.monotonic() - start
+        share = self._scoring / (time.monotonic() - self._start)
+        text = " ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        note = ", the best so far" if best else ""
+        self.log.line(f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * share:.1f}% of the time)")
+        self.log.metrics({"epoch": round(self.trainer.epoch, 6)} | scores, self.trainer.images)
+
     def _save_latest(self) -> None:
         checkpoint.save(self.folder / checkpoint.LATEST, self.trainer.state())
         self.requests.save = False
@@ -266,6 +323,8 @@ class Run:
 
     def _finish(self) -> None:
         self.draw_samples()
+        if self.habits.eval_every:
+            self.score()
         self._save_numbered()
         final = self.folder / checkpoint.FINAL
         checkpoint.keep_as(self.folder / checkpoint.LATEST, final)

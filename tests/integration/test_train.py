@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from common.errors import UserError
+from metrics.features import Extractor
 from tests.scripts import run_script
 from training import checkpoint
 
@@ -45,7 +47,7 @@ def run(patches, folder, *flags, expect=0):
     return run_script("train", *flags_for(patches, folder, *flags), expect=expect)
 
 
-START = ("--image_size", 64, "--batch_size", 4, "--save_every", 1, "--sample_every", 1)
+START = ("--image_size", 64, "--batch_size", 4, "--eval_every", 0, "--save_every", 1, "--sample_every", 1)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,8 @@ def test_a_run_leaves_checkpoints_logs_and_pictures(finished):
 
 def test_stopping_and_resuming_gives_the_same_weights_bit_for_bit(patches, finished, tmp_path):
     run(patches, tmp_path, "--epochs", 2, *START)
-    run(patches, tmp_path, "--epochs", 3, "--resume", tmp_path / "checkpoints" / "G_final.pt")
-    run(patches, tmp_path, "--epochs", 4, "--resume")
+    run(patches, tmp_path, "--epochs", 3, "--eval_every", 0, "--resume", tmp_path / "checkpoints" / "G_final.pt")
+    run(patches, tmp_path, "--epochs", 4, "--eval_every", 0, "--resume")
     whole, parts = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (finished, tmp_path))
     for network in ("generator", "discriminator", "ema"):
         assert all(torch.equal(value, parts[network][name]) for name, value in whole[network].items()), network
@@ -102,7 +104,7 @@ def start(patches, folder, *flags):
 
 def test_signals_save_and_leave_or_go_on(patches, tmp_path):
     latest, log = tmp_path / "checkpoints" / "latest.pt", tmp_path / "logs" / "train.log"
-    process = start(patches, tmp_path, "--epochs", 5000, *START[:4])
+    process = start(patches, tmp_path, "--epochs", 5000, *START[:6])
     wait_for(lambda: log.exists() and "start:" in log.read_text())
     wait_for(lambda: (tmp_path / "logs/samples/real.png").exists())
     process.send_signal(signal.SIGUSR1)
@@ -126,7 +128,7 @@ def test_signals_save_and_leave_or_go_on(patches, tmp_path):
 def test_hangup_leaves_from_a_terminal_and_goes_on_under_nohup(patches, tmp_path):
     for number, (prefix, expected) in enumerate((([], 129), (["nohup"], None))):
         folder = tmp_path / str(number)
-        arguments = [*prefix, *command(patches, folder, "--epochs", 5000, *START[:4])]
+        arguments = [*prefix, *command(patches, folder, "--epochs", 5000, *START[:6])]
         process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
         wait_for(lambda folder=folder: (folder / "logs/samples/real.png").exists())
         process.send_signal(signal.SIGHUP)
@@ -176,7 +178,42 @@ def test_bare_weights_are_taken_over_and_kept(patches, tmp_path):
     torch.save(g.state_dict(), folder / "G_final.pt")
     torch.save(d.state_dict(), folder / "D_final.pt")
     original = (folder / "G_final.pt").read_bytes()
-    text = run(patches, tmp_path, "--epochs", 1, "--batch_size", 4, "--resume", folder / "G_final.pt")
+    text = run(patches, tmp_path, "--epochs", 1, "--batch_size", 4, "--eval_every", 0, "--resume", folder / "G_final.pt")
     assert "could not be restored" in text
     assert (folder / "legacy_G_final.pt").read_bytes() == original
     assert checkpoint.load(folder / "G_final.pt")["progress"]["images"] == 12
+
+
+def test_scores_during_training_change_nothing_and_keep_the_best(patches, finished, tmp_path, monkeypatch):
+    def colours(device):
+        return Extractor("mean colour", "", lambda batch: batch.float().mean((2, 3)) / 255)
+
+    monkeypatch.setattr("metrics.watch.inception", colours)
+    text = run(patches, tmp_path, "--epochs", 4, *START, "--eval_every", 2)
+    assert "no held-out patches" in text and "the best so far" in text
+    rows = [json.loads(line) for line in (tmp_path / "logs/metrics.jsonl").read_text().splitlines()]
+    scored = [row for row in rows if "kid" in row]
+    assert [row["epoch"] for row in scored] == [2, 4]
+    assert {"kid_se", "precision", "recall", "acc_held_out"} <= set(scored[0])
+    best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")["progress"]
+    assert best["best_kid"] == pytest.approx(min(row["kid"] for row in scored), abs=1e-6)
+    whole, watched = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (finished, tmp_path))
+    for network in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(value, watched[network][name]) for name, value in whole[network].items()), network
+
+
+def test_missing_weights_are_a_note_and_not_the_end(patches, tmp_path, monkeypatch):
+    def missing(device):
+        raise UserError("not installed")
+
+    monkeypatch.setattr("metrics.watch.inception", missing)
+    text = run(patches, tmp_path, "--epochs", 1, *START, "--eval_every", 1)
+    assert "note: no scores" in text and "done: 1 epochs" in text
+
+
+def test_patches_of_an_unknown_class_are_refused(patches, finished, tmp_path):
+    for label in ("benign", "gleason5"):
+        (tmp_path / "other" / label).mkdir(parents=True)
+        Image.new("RGB", (64, 64), "pink").save(tmp_path / "other" / label / "1.png")
+    final = finished / "checkpoints" / "G_final.pt"
+    assert "gleason5" in run(tmp_path / "other", finished, "--epochs", 9, "--resume", final, expect=1)
