@@ -82,11 +82,10 @@ def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
                 else:
                     yield task, future.result()
     finally:
-        unfinished = bool(running)
-        pool.shutdown(wait=not unfinished, cancel_futures=True)
-        if unfinished:
+        if running:  # the iteration is left early: nobody waits for what they are doing
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -128,6 +128,23 @@ def test_blur_is_recognised_whatever_the_contrast():
         assert tissue.is_blurred(np.asarray(image.filter(ImageFilter.GaussianBlur(3))), 0.5)
 
 
+def test_a_patch_that_is_half_blurred_is_blurred_and_one_corner_is_forgiven():
+    sharp = tissue_texture(256, 256, 6)
+    blurred = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(4)))
+    half, corner = sharp.copy(), sharp.copy()
+    half[:, :128] = blurred[:, :128]
+    corner[:100, :100] = blurred[:100, :100]
+    assert tissue.is_blurred(half)
+    assert not tissue.is_blurred(corner)
+
+
+@pytest.mark.parametrize("side", [16, 33, 64, 100])
+def test_small_patches_can_be_judged_too(side):
+    sharp = tissue_texture(side, side, 7)
+    assert not tissue.is_blurred(sharp)
+    assert tissue.is_blurred(np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(4))))
+
+
 def test_a_slide_scanned_finer_is_not_taken_for_blurred():
     doubled = Image.fromarray(tissue_texture(256, 256, 4)).resize((512, 512), Image.Resampling.BICUBIC)
     assert not tissue.is_blurred(np.asarray(doubled), 0.25)
