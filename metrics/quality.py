@@ -49,8 +49,10 @@ def quality_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, spaces:
 
 _EXPLANATION = (
     "The floor is real tissue of other slides compared with the training patches: no generator can be expected to do better. "
-    "KID is unbiased at any number of images; its standard error comes from leaving out whole slides. FID of fewer than 2,048 images "
-    "is biased upward and comparable only with FID of equally many. Precision: share of generated images that look like some real one; "
+    "KID is unbiased at any number of images; its standard error comes from leaving out whole slides. FID of fewer than 2,048 "
+    "images "
+    "is biased upward and comparable only with FID of equally many. Precision: share of generated images that look like some real "
+    "one; "
     "recall and coverage: share of real variety that is reached; density: about 1 when alike."
 )
 

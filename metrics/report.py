@@ -15,7 +15,8 @@ _TEMPLATE = """{% extends "page.html" %}
 <p class="soft">{{ subtitle }}</p>
 <section><h2>What this evaluation objects to</h2>
 {% if findings %}
-<ul>{% for finding in findings %}<li class="bad">{{ finding.text }} <span class="soft">({{ finding.test }}: {{ "%.3g"|format(finding.value) }},
+<ul>{% for finding in findings %}<li class="bad">{{ finding.text }}
+<span class="soft">({{ finding.test }}: {{ "%.3g"|format(finding.value) }},
 limit {{ "%.3g"|format(finding.limit) }})</span></li>{% endfor %}</ul>
 {% else %}<p class="good">Nothing: none of the tests below found a fault.</p>{% endif %}
 {% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}

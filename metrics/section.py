@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault that a test names. text: one sentence for people. value, limit: what was measured and where the test begins to object."""
+    """A fault that a test names. text: one sentence for people. value, limit: what was measured and where the test begins to
+    object.
+    """
 
     test: str
     text: str

@@ -1,0 +1,35 @@
+"""Which patches to keep out of sight: real tissue of slides that nothing was trained on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from common.errors import UserError
+from data.dataset import PatchFile, list_patches
+from data.panda import SlideRecord, split_by_slide
+
+SHARE = 0.2
+MIN_PATCHES = 20
+
+
+def slide_of(file: PatchFile) -> str:
+    """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's image stands for itself."""
+    match = re.fullmatch(r"(.+)_\d+_\d+", Path(file.path).stem)
+    return match[1] if match else file.path
+
+
+def train_and_held_out(folder: Path) -> tuple[list[PatchFile], list[PatchFile]]:
+    """Training and held-out patches: by the manifest, or a fifth of the slides (by a hash of their names) where it has no split.
+
+    Raises UserError when either side has fewer than MIN_PATCHES.
+    """
+    files = list_patches(folder)
+    split = {slide_of(file): file.split for file in files}
+    if len(set(split.values())) < 2:
+        split = split_by_slide((SlideRecord(slide) for slide in split), SHARE)
+    train, held_out = ([file for file in files if split[slide_of(file)] == name] for name in ("train", "test"))
+    if min(len(train), len(held_out)) < MIN_PATCHES:
+        found = f"{folder} has {len(train)} training and {len(held_out)} held-out patches"
+        raise UserError(f"{found}, and at least {MIN_PATCHES} of each are needed; extract patches from more slides")
+    return train, held_out

@@ -1,0 +1,164 @@
+"""Faults of single images that a feature distance may forgive: dead corners, periodic patterns, a colour cast."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.html import figure_uri
+from metrics.section import Finding, Section, Table
+from metrics.stationarity import optical_density
+
+CORNER = 1 / 8  # of a side: the legs of the triangle that counts as a corner
+BLACK, WHITE = 20, 245  # grey levels: darker and lighter than tissue gets
+CORNER_LIMIT = 0.02  # share of images beyond what real patches have
+PERIODS = (2, 4, 8, 16)  # pixels: strides of the upsampling layers
+PERIOD_LIMIT = 0.2  # decades of power above what real patches have at that period
+COLOUR_LIMIT = 1.5  # standard deviations between training slides
+COLOURS = ("red density", "green density", "blue density", "red share", "blue share")
+_CHUNK = 256
+
+
+def dead_corners(images: np.ndarray, black: bool) -> np.ndarray:
+    """(N, S, S, 3) uint8 -> (N,) bool: at least one corner triangle is uniformly black (or white)."""
+    side = images.shape[1]
+    leg = max(int(side * CORNER), 2)
+    dead = np.zeros(len(images), bool)
+    triangle = np.add.outer(np.arange(leg), np.arange(leg)) < leg
+    for turn in range(4):
+        corner = np.rot90(images, turn, (1, 2))[:, :leg, :leg][:, triangle]
+        uniform = corner.max(2) < BLACK if black else corner.min(2) > WHITE
+        dead |= uniform.mean(1) > 0.95
+    return dead
+
+
+def power_spectrum(images: np.ndarray) -> np.ndarray:
+    """Mean power spectrum (S, S) of grey images under a Hann window, zero frequency first; S even."""
+    side = images.shape[1] // 2 * 2
+    window = np.outer(np.hanning(side + 1)[:-1], np.hanning(side + 1)[:-1]).astype(np.float32)
+    total = np.zeros((side, side))
+    for start in range(0, len(images), _CHUNK):
+        grey = images[start : start + _CHUNK, :side, :side].mean(3, dtype=np.float32)
+        grey -= grey.mean((1, 2), keepdims=True)
+        total += (np.abs(np.fft.fft2(grey * window)) ** 2).sum(0)
+    return total / len(images)
+
+
+def periodic_power(spectrum: np.ndarray, period: int) -> float:
+    """How far a pattern of this period (pixels) stands out of its surroundings, in decades of power: 0 where there is none.
+
+    A pattern along rows, columns or both has its energy at multiples of S / period; the surroundings are two to four bins away.
+    The strongest of the frequencies that are not already those of a shorter period counts.
+    """
+    side = len(spectrum)
+    if side < 8 * period:
+        return 0.0
+    step = side / period
+    lines = [round(k * step) % side for k in range(period)]
+    new = {round(k * step) % side for k in range(1, period, 2)}
+    peaks = [(row, column) for row in lines for column in lines if {row, column} & new]
+    logs = np.log10(spectrum + 1e-9)
+    offsets = [(dy, dx) for dy in range(-4, 5) for dx in range(-4, 5) if max(abs(dy), abs(dx)) >= 2]
+
+    def stands_out(row: int, column: int) -> float:
+        # On an axis the surroundings lie on that axis too: it carries more power than the plane beside it.
+        near = [(dy, dx) for dy, dx in offsets if (row or not dy) and (column or not dx)]
+        return logs[row, column] - np.median([logs[(row + dy) % side, (column + dx) % side] for dy, dx in near])
+
+    return float(max(stands_out(row, column) for row, column in peaks))
+
+
+def colours(images: np.ndarray) -> np.ndarray:
+    """(N, 5): mean optical density of red, green and blue, and red's and blue's share of the density (COLOURS)."""
+    parts = [optical_density(images[start : start + _CHUNK]).mean((1, 2)) for start in range(0, len(images), _CHUNK)]
+    density = np.concatenate(parts)
+    shares = density / np.maximum(density.sum(1, keepdims=True), 1e-3)
+    return np.concatenate([density, shares[:, [0, 2]]], axis=1)
+
+
+def between_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Standard deviation over groups (slides) of the groups' means, (K,) for values (N, K)."""
+    names, which = np.unique(groups, return_inverse=True)
+    means = np.stack([values[which == index].mean(0) for index in range(len(names))])
+    return means.std(0, ddof=1) if len(means) > 1 else values.std(0)
+
+
+def artefacts_section(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray, train_groups: np.ndarray) -> Section:
+    """Dead corners, periodic patterns and colour of generated images against training patches, held-out patches as control."""
+    section = Section("artefacts", "Corners, patterns, colour", _EXPLANATION)
+    _corners(section, fake, train, held_out)
+    _periods(section, fake, train, held_out)
+    _colours(section, fake, train, held_out, train_groups)
+    return section
+
+
+_EXPLANATION = (
+    "Dead corners come from rotated training images; periodic patterns from upsampling (checkerboard); a colour cast from a "
+    "generator "
+    "that has not learnt the stain. Colour is measured in optical density, in units of how much training slides differ among "
+    "themselves."
+)
+
+
+def _corners(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> None:
+    rows = []
+    for name, black in (("black", True), ("white", False)):
+        value, real, control = (float(dead_corners(images, black).mean()) for images in (fake, train, held_out))
+        limit = max(real, control) + CORNER_LIMIT
+        rows.append([f"{name} corners", f"{value:.1%}", f"{real:.1%}", f"{control:.1%}", f"{limit:.1%}"])
+        section.numbers[f"{name} corners"] = {"generated": value, "training": real, "held_out": control, "limit": limit}
+        if value > limit:
+            text = f"{value:.0%} of the images have a {name} corner; check the rotation in the training images"
+            section.findings.append(Finding(f"{name} corners", text, value, limit))
+    section.tables.append(Table("Share of images with a dead corner", ["", "generated", "training", "held-out", "limit"], rows))
+
+
+def _periods(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> None:
+    spectra = [power_spectrum(images) for images in (fake, train, held_out)]
+    rows = []
+    for period in PERIODS:
+        value, real, control = (periodic_power(spectrum, period) for spectrum in spectra)
+        limit = max(real, control) + PERIOD_LIMIT
+        rows.append([f"{period} pixels", *(f"{number:.2f}" for number in (value, real, control, limit))])
+        section.numbers[f"period {period}"] = {"generated": value, "training": real, "held_out": control, "limit": limit}
+        if value > limit:
+            text = f"a checkerboard or grid with a period of {period} pixels stands out of the spectrum"
+            section.findings.append(Finding("checkerboard", text, value, limit))
+    columns = ["period", "generated", "training", "held-out", "limit"]
+    section.tables.append(Table("Periodic patterns, decades of power above their surroundings", columns, rows))
+    section.figures.append(("Power by spatial frequency", _spectrum_figure(spectra)))
+
+
+def _colours(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np.ndarray, groups: np.ndarray) -> None:
+    values, reference, control = (colours(images) for images in (fake, train, held_out))
+    unit = between_groups(reference, groups) + 1e-4
+    shift, real_shift = (values.mean(0) - reference.mean(0)) / unit, (control.mean(0) - reference.mean(0)) / unit
+    limits = np.maximum(COLOUR_LIMIT, np.abs(real_shift) + 0.5)
+    rows = []
+    for name, value, real, limit in zip(COLOURS, shift, real_shift, limits, strict=True):
+        rows.append([name, f"{value:+.2f}", f"{real:+.2f}", f"{limit:.2f}"])
+        section.numbers[name] = {"generated": float(value), "held_out": float(real), "limit": float(limit)}
+        if abs(value) > limit:
+            text = f"colour cast: {name} is {'higher' if value > 0 else 'lower'} than in the training slides"
+            section.findings.append(Finding("colour", text, float(abs(value)), float(limit)))
+    columns = ["", "generated", "held-out", "limit"]
+    section.tables.append(Table("Shift of mean colour, in standard deviations between training slides", columns, rows))
+
+
+def radial(spectrum: np.ndarray) -> np.ndarray:
+    """Mean power by distance from zero frequency, in cycles per image: index 1 .. S/2."""
+    frequency = np.fft.fftfreq(len(spectrum), 1 / len(spectrum))
+    ring = np.hypot.outer(frequency, frequency).round().astype(int).ravel()
+    return (np.bincount(ring, spectrum.ravel()) / np.maximum(np.bincount(ring), 1))[1 : len(spectrum) // 2 + 1]
+
+
+def _spectrum_figure(spectra: list[np.ndarray]) -> str:
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for name, spectrum in zip(("generated", "training", "held-out"), spectra, strict=True):
+        power = radial(spectrum)
+        axis.loglog(np.arange(1, len(power) + 1), power, label=name)
+    axis.set_xlabel("cycles per image side")
+    axis.set_ylabel("power")
+    axis.legend()
+    return figure_uri(figure)
