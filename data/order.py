@@ -42,7 +42,7 @@ class BalancedOrder:
     """Position -> patch index, without end.
 
     groups: one key a patch, such as (grade, provider). An epoch is as many draws as there are patches. Each group walks through
-    shuffles of its patches, so that within a group no patch comes twice before all came once.
+    shuffles of its patches and gives each epoch its next few, so that over the epochs all its patches come equally often.
     """
 
     def __init__(self, groups: Sequence[Hashable], seed: int):

@@ -37,11 +37,11 @@ def test_an_epoch_balances_groups_and_repeats_no_patch_needlessly():
     assert max(Counter(epoch).values()) == 2  # the small ones give each patch once or twice
 
 
-def test_every_patch_of_a_large_group_comes_before_any_comes_again():
+def test_over_epochs_every_patch_of_a_group_comes_equally_often():
     order = BalancedOrder(["a"] * 60 + ["b"] * 30 + ["c"] * 30, seed=1)
-    walk = [index for index in (order(position) for position in range(3 * 120)) if index < 60]
-    assert len(set(walk[:60])) == 60
-    assert len(set(walk[60:120])) == 60
+    counts = Counter(order(position) for position in range(3 * 120))  # 120 draws of "a", 60 patches
+    assert {counts[index] for index in range(60)} == {2}
+    assert {counts[index] for index in range(60, 120)} == {4}
 
 
 def test_order_depends_on_seed_and_position_alone():
