@@ -4,8 +4,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -67,11 +68,13 @@ def flags(tmp_path, room):
     return [*folders, "--stream", "--max_disk", f"{room}", "--patch_size", "256"]
 
 
-def plain(folder, tmp_path, **settings):
+@cache
+def plain(folder, max_patches):
     """Patches and manifest of the plain way."""
-    output = tmp_path / f"plain{len(list(tmp_path.glob('plain*')))}"
-    extract(ExtractSettings(data_dir=Path(folder), output_dir=output, workers=0, patch_size=256, **settings))
-    return patches_of(output)
+    with tempfile.TemporaryDirectory() as parent:
+        output = Path(parent) / "plain"
+        extract(ExtractSettings(data_dir=Path(folder), output_dir=output, workers=0, patch_size=256, max_patches=max_patches))
+        return patches_of(output)
 
 
 def patches_of(output):
@@ -93,7 +96,7 @@ def test_streamed_patches_are_those_of_the_plain_way(streaming, files, tmp_path,
 
     server, run = streaming(watch)
     run("--max_patches", str(max_patches), room=room)
-    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=max_patches)
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, max_patches=max_patches)
     assert 0 < max(most) <= room
     assert not list(staging.rglob("*.tiff*"))
     assert all(entry.state == "used" for entry in Ledger(staging).entries.values())
@@ -106,7 +109,7 @@ def test_without_masks(streaming, tmp_path, _tiny_slides):
     run("--max_patches", "20", "--no_masks")
     bare = shutil.copytree(_tiny_slides, tmp_path / "bare")
     shutil.rmtree(bare / "train_label_masks")
-    assert patches_of(tmp_path / "streamed") == plain(bare, tmp_path, max_patches=20)
+    assert patches_of(tmp_path / "streamed") == plain(bare, max_patches=20)
 
 
 def test_a_finished_stream_fetches_nothing_and_a_larger_one_fetches_again(streaming, files, tmp_path, _tiny_slides):
@@ -115,18 +118,17 @@ def test_a_finished_stream_fetches_nothing_and_a_larger_one_fetches_again(stream
     seen = server.count("storage")
     run("--max_patches", "6")
     assert server.count("storage") == seen
-    run("--max_patches", "40")
+    run("--max_patches", "20")
     assert server.count("storage") > seen
-    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=40)
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, max_patches=20)
 
 
 def test_killed_at_any_point_it_goes_on_without_loss_or_double(streaming, files, tmp_path, _tiny_slides):
     server, run = streaming()
     code = "from data import stream; stream.cores = lambda: 0; import download_panda_data as s; s.cli.run(s.main)"
-    command = [sys.executable, "-c", code, *flags(tmp_path, room_of(files, 2)), "--max_patches", "30", "--limit_rate", "600kB"]
+    command = [sys.executable, "-c", code, *flags(tmp_path, room_of(files, 2)), "--max_patches", "20", "--limit_rate", "600kB"]
     staging, streamed = tmp_path / "panda" / stream.FOLDER, tmp_path / "streamed"
     conditions = (
-        lambda: list(staging.rglob("*.part")),
         lambda: list(streamed.rglob("*.png")),
         lambda: (staging / "downloads.csv").exists() and ",used" in (staging / "downloads.csv").read_text(),
     )
@@ -138,8 +140,8 @@ def test_killed_at_any_point_it_goes_on_without_loss_or_double(streaming, files,
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert condition()
-    run("--max_patches", "30", room=room_of(files, 2))
-    assert patches_of(streamed) == plain(_tiny_slides, tmp_path, max_patches=30)
+    run("--max_patches", "20", room=room_of(files, 2))
+    assert patches_of(streamed) == plain(_tiny_slides, max_patches=20)
     assert not list(staging.rglob("*.tiff*"))
 
 
@@ -147,16 +149,16 @@ def test_a_slide_that_does_not_arrive_is_named_and_the_next_run_completes(stream
     broken = "train_images/aaa2.tiff"
     server, run = streaming(wrong_md5=(broken,))
     with pytest.raises(UserError, match=r"1 slide\(s\) did not arrive, the first is aaa2"):
-        run("--max_patches", "30")
+        run("--max_patches", "20")
     server.options.wrong_md5 = ()
-    run("--max_patches", "30")
-    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=30)
+    run("--max_patches", "20")
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, max_patches=20)
 
 
 def test_faults_change_nothing(streaming, tmp_path, _tiny_slides):
     _, run = streaming(once("storage", Fault(after=20_000, how="reset"), times=6))
-    run("--max_patches", "30")
-    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, tmp_path, max_patches=30)
+    run("--max_patches", "20")
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, max_patches=20)
 
 
 def test_a_bound_below_one_slide_is_refused(streaming, tmp_path):
@@ -198,8 +200,7 @@ def test_forty_real_slides_with_room_for_three(streaming, files, tmp_path, max_p
     files.update(competition_of(REAL))
     files.pop("README.md", None)
     server, run = streaming(deflate=True)
-    monkey = ["--patch_size", "256", "--max_patches", str(max_patches)]
-    run(*monkey, room=4_000_000)
+    run("--max_patches", str(max_patches), room=4_000_000)
     output = tmp_path / "plain"
     extract(ExtractSettings(data_dir=REAL, output_dir=output, workers=0, max_patches=max_patches))
     assert patches_of(tmp_path / "streamed") == patches_of(output) != {}
