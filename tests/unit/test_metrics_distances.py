@@ -55,9 +55,11 @@ def direct_kid(a, b):
     def kernel(x, y):
         return (x @ y.T / x.shape[1] + 1) ** 3
 
-    m, n = len(a), len(b)
-    same = (kernel(a, a).sum() - np.trace(kernel(a, a))) / (m * (m - 1)) + (kernel(b, b).sum() - np.trace(kernel(b, b))) / (n * (n - 1))
-    return same - 2 * kernel(a, b).mean()
+    def between_different(x):
+        values = kernel(x, x)
+        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
+
+    return between_different(a) + between_different(b) - 2 * kernel(a, b).mean()
 
 
 def test_kid_and_its_error_equal_leaving_out_one_group_at_a_time():

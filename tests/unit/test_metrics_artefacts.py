@@ -1,0 +1,80 @@
+"""Corners, periodic patterns and colour: planted ones are named, tissue is not."""
+
+import numpy as np
+import pytest
+
+from metrics.artefacts import artefacts_section, between_groups, dead_corners, periodic_power, power_spectrum
+from tests.drawn_tissue import drawn_tissue
+
+
+def stained(images, seed):
+    """Slides of ten images that differ a little in colour, and the slide of each image."""
+    groups = np.arange(len(images)) // 10
+    gains = np.random.default_rng(seed).normal(1, 0.03, (groups.max() + 1, 1, 1, 3))
+    return np.clip(images * gains[groups], 0, 255).astype(np.uint8), groups
+
+
+SIDE = 32
+TRAIN, GROUPS = stained(drawn_tissue(200, SIDE), 0)
+HELD_OUT, _ = stained(drawn_tissue(100, SIDE, 1), 1)
+FRESH, _ = stained(drawn_tissue(150, SIDE, 2), 2)
+
+
+def named(images):
+    return {finding.test for finding in artefacts_section(images, TRAIN, HELD_OUT, GROUPS).findings}
+
+
+def checkerboard(images, period, amount):
+    rows, columns = np.mgrid[: images.shape[1], : images.shape[2]]
+    sign = np.where((rows // (period // 2) + columns // (period // 2)) % 2, amount, -amount)
+    return np.clip(images + sign[None, :, :, None], 0, 255).astype(np.uint8)
+
+
+def test_other_tissue_is_not_accused():
+    assert named(FRESH) == set()
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_a_faint_checkerboard_is_named(period):
+    assert "checkerboard" in named(checkerboard(FRESH, period, 3))
+
+
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_stripes_and_boards_stand_out_at_their_own_period(period):
+    images = drawn_tissue(60, 128)
+    powers = {p: periodic_power(power_spectrum(checkerboard(images, period, 6)), p) for p in (2, 4, 8)}
+    assert max(powers, key=powers.get) == period
+    assert powers[period] > 1
+    stripes = images.copy()
+    stripes[:, ::period] = np.clip(stripes[:, ::period].astype(int) - 12, 0, 255)
+    assert periodic_power(power_spectrum(stripes), period) > 0.5
+
+
+def test_a_period_too_long_for_the_image_is_left_alone():
+    assert periodic_power(np.ones((16, 16)), 16) == 0
+
+
+@pytest.mark.parametrize(("colour", "name"), [(0, "black corners"), (255, "white corners")])
+def test_cut_corners_are_named(colour, name):
+    cut = FRESH.copy()
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    cut[:30, (rows + (SIDE - 1 - columns)) < 6] = colour  # top right, a fifth of the images
+    assert named(cut) == {name} or {name, "colour"} == named(cut)
+    assert dead_corners(cut, black=colour == 0)[:30].all()
+    assert not dead_corners(cut, black=colour == 0)[30:].any()
+
+
+def test_dark_nuclei_in_a_corner_are_no_dead_corner():
+    image = np.full((1, SIDE, SIDE, 3), 60, np.uint8)
+    assert not dead_corners(image, black=True).any() and not dead_corners(image, black=False).any()
+
+
+@pytest.mark.parametrize("gains", [(0.85, 1, 1), (1, 1, 0.85), (1, 1.12, 1)])
+def test_a_colour_cast_is_named(gains):
+    assert named(np.clip(FRESH * np.array(gains), 0, 255).astype(np.uint8)) == {"colour"}
+
+
+def test_spread_between_slides_is_that_of_their_means():
+    values = np.array([[0.0], [2], [10], [12]])
+    assert between_groups(values, np.array(["a", "a", "b", "b"])) == pytest.approx(np.std([1, 11], ddof=1))
+    assert between_groups(values, np.array(["a"] * 4)) == pytest.approx(values.std())

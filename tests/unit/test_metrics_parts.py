@@ -1,0 +1,144 @@
+"""Variety, grade fidelity, usefulness, distances by label, and what the sets are made of."""
+
+import json
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from metrics.diversity import diversity_section
+from metrics.images import choose, draw_set, image_set, read_images
+from metrics.quality import FeatureSets, compare, quality_section
+from metrics.report import write_report
+from metrics.section import Finding, Section, Table
+from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, utility_section
+
+LABELS = np.repeat(["benign", "gleason3", "gleason4"], 60)
+
+
+def labelled(seed, noise=1.0, labels=LABELS):
+    draws = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(0, 1, (3, 8)) * 2
+    which = np.unique(labels, return_inverse=True)[1]
+    features = (centres[which] + draws.normal(0, noise, (len(labels), 8))).astype(np.float32)
+    return Labelled(features, labels, np.array([f"s{seed}-{index % 12}" for index in range(len(labels))]))
+
+
+def as_images(part):
+    return image_set(np.zeros((len(part.labels), 4, 4, 3), np.uint8), part.labels)
+
+
+def variety(fake_features, fake_labels=LABELS):
+    train, held_out = labelled(0), labelled(1)
+    fake = Labelled(fake_features, fake_labels, fake_labels)
+    sets = [as_images(part) for part in (train, held_out, fake)]
+    features = {"train": train.features, "held_out": held_out.features, "fake": fake_features}
+    return diversity_section(*sets, features, 0)
+
+
+def test_a_collapsed_label_is_named_and_no_other():
+    features = labelled(2).features
+    features[60:120] = features[60] + 0.05 * features[60:120]
+    assert [finding.text for finding in variety(features).findings] == [
+        "collapse: gleason3 images are far less varied than real ones"
+    ]
+
+
+def test_a_few_images_over_and_over_are_collapse_too():
+    features = labelled(2).features
+    features[:60] = np.repeat(features[:12], 5, 0) + 0.01 * features[60:120]
+    assert ["benign" in finding.text for finding in variety(features).findings] == [True]
+
+
+def test_varied_images_are_not_accused():
+    assert variety(labelled(2).features).findings == []
+
+
+def test_the_classifier_learns_and_weighs_labels_alike():
+    training, test = labelled(0), labelled(1)
+    rare = training.take(np.r_[0:60, 60:120, 120:126])  # ten times fewer of one label
+    matrix = confusion(test.labels, Classifier(rare).predict(test.features), np.unique(LABELS))
+    assert balanced_accuracy(matrix) > 0.85
+    assert matrix.sum() == 180 and matrix[2, 2] > 40
+
+
+def test_balanced_accuracy_is_the_mean_over_labels_that_occur():
+    assert balanced_accuracy(np.array([[9, 1, 0], [1, 1, 0], [0, 0, 0]])) == pytest.approx((0.9 + 0.5) / 2)
+
+
+def test_shuffled_labels_are_named():
+    fake = labelled(2)
+    assert grades_section(labelled(0), labelled(1), fake).findings == []
+    shuffled = Labelled(fake.features, np.random.default_rng(0).permutation(fake.labels), fake.groups)
+    section = grades_section(labelled(0), labelled(1), shuffled)
+    assert [finding.test for finding in section.findings] == ["grade fidelity"]
+    assert section.numbers["held-out real"]["balanced_accuracy"] > 0.85
+
+
+def test_good_images_help_where_real_ones_are_few_and_noise_does_not():
+    few = labelled(0, 2.5).take(np.arange(0, 180, 2))
+    held_out, good = labelled(1, 2.5), labelled(2, 2.5)
+    section = utility_section(few, held_out, good, 0)
+    wrong = Labelled(good.features, np.roll(good.labels, 60), good.groups)
+    worse = utility_section(few, held_out, wrong, 0)
+    assert section.numbers["gain"]["mean"] > worse.numbers["gain"]["mean"] + 0.05
+    assert worse.numbers["generated"]["mean"] < 0.4 < section.numbers["generated"]["mean"]
+    assert utility_section(few, held_out, good, 0).numbers == section.numbers
+
+
+def test_unlabelled_images_leave_the_questions_open():
+    bare = Labelled(labelled(2).features, np.array([""] * 180), np.arange(180).astype(str))
+    for section in (grades_section(labelled(0), labelled(1), bare), utility_section(labelled(0), labelled(1), bare, 0)):
+        assert section.findings == [] and section.numbers == {} and "Not tested" in section.explanation
+
+
+def test_too_few_images_are_not_compared():
+    part = labelled(0)
+    assert compare(part.features[:5], part.features, part.groups[:5], 0) is None
+    one_slide = compare(part.features, labelled(1).features, np.array(["s"] * 180), 0)
+    assert one_slide["kid_se"] > 0 and one_slide["fid_biased"]
+
+
+def test_distances_come_for_each_label_with_their_floor():
+    train, held_out, fake = labelled(0), labelled(1), labelled(2)
+    space = FeatureSets("net", train.features, held_out.features, fake.features)
+    section = quality_section(*(as_images(part) for part in (train, held_out, fake)), [space], 0)
+    assert set(section.numbers["net"]["label"]) == set(LABELS)
+    assert section.numbers["net"]["label"]["benign"]["floor"]["n_compared"] == 60
+    assert section.numbers["net"]["provider"] == {}
+
+
+def test_drawn_labels_keep_the_real_proportions():
+    def sample(count, seed, label):
+        return np.full((count, 4, 4, 3), len(label), np.uint8)
+
+    drawn = draw_set(sample, ["benign", "gleason3", "unlabelled"], ["benign"] * 6 + ["gleason3"] * 3 + ["unlabelled"], 20, 0)
+    assert dict(zip(*np.unique(drawn.labels, return_counts=True), strict=True)) == {"": 2, "benign": 12, "gleason3": 6}
+    assert (drawn.images[drawn.labels == "gleason3"] == 8).all()
+    assert len(draw_set(lambda count, seed: np.zeros((count, 4, 4, 3), np.uint8), [], [], 5, 0)) == 5
+
+
+def test_choose_draws_without_replacement():
+    assert len(set(choose(100, 30, 1))) == 30 and (choose(100, 30, 1) == choose(100, 30, 1)).all()
+    assert (choose(5, 30, 1) == np.arange(5)).all()
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    def decode(path, size):
+        raise OSError("broken")
+
+    with pytest.raises(UserError, match=r"bad\.png.*broken"):
+        read_images([tmp_path / "bad.png"], decode, 8, "read")
+
+
+def test_the_report_escapes_and_its_json_is_strict(tmp_path):
+    finding = Finding("test", "<b>bold</b>", float("nan"), np.float32(1.5))
+    section = Section(
+        "part", "Part", "text", {"x": np.inf, "y": [np.int64(3)]}, [Table("caption", ["a"], [["<i>"]])], [], [finding]
+    )
+    settings = {"generated": "g", "number generated": "3", "compared at": "8 x 8 pixels"}
+    write_report(tmp_path, "title", settings, ["a note"], [section])
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["part"] == {"x": None, "y": [3]} and record["findings"][0]["limit"] == 1.5
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;bold" in page and "<b>bold" not in page and "a note" in page and "http" not in page
