@@ -35,5 +35,6 @@ def track(items: Iterable[Item], what: str, total: int | None = None, unit: str 
         if done == total or now - last >= SECONDS_BETWEEN_LINES:
             last = now
             seconds = now - start
-            left = seconds / done * (total - done)
-            say(f"{time.strftime('%H:%M:%S')} {what}: {done}/{total} {unit} in {seconds:.0f} s, about {left:.0f} s left")
+            # The first few items pay for starting up and would promise hours.
+            left = f", about {seconds / done * (total - done):.0f} s left" if 20 * done >= total and done < total else ""
+            say(f"{time.strftime('%H:%M:%S')} {what}: {done}/{total} {unit} in {seconds:.0f} s{left}")
