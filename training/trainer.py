@@ -23,14 +23,16 @@ from models.config import ModelConfig
 from models.ema import ema_decay, make_ema, update_ema
 from training import checkpoint
 from training.config import TrainConfig
-from training.device import peak_memory_mb
-from training.runlog import RunLog
+from training.device import describe, peak_memory_mb
+from training.report import REPORT, Facts, write_run_report
+from training.runlog import RunLog, duration
 from training.sampling import Sampler, calibrate, latent, run_generator
 from training.signals import SignalRequests
 from training.step import STATISTICS, GanStep
 
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
+REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 GRID_COLUMNS = 8
 
 
@@ -199,6 +201,10 @@ class Meter:
         self.images += images
         self.waited += waited
 
+    def leave_out(self, seconds: float) -> None:
+        """Do not count time that went into pictures, checkpoints and scores: img_s is the speed of training."""
+        self._start += seconds
+
     @property
     def seconds(self) -> float:
         """Length of the interval so far."""
@@ -219,7 +225,7 @@ class Run:
     ):
         self.trainer, self.habits, self.folder, self.log, self.requests = trainer, habits, folder, log, requests
         self.held_out = held_out
-        self._start, self._scoring = time.monotonic(), 0.0
+        self._start, self._scoring, self._reporting = time.monotonic(), 0.0, 0.0
         self.meter = Meter(trainer.device)
         self._last_save = time.monotonic()
 
@@ -232,6 +238,7 @@ class Run:
         else:
             self._save_latest()
             self.log.line(f"stopped by {signal.Signals(stopped).name} after saving; go on with --resume")
+            self.write_report(f"Stopped by {signal.Signals(stopped).name}")
         return stopped
 
     def loop(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
@@ -254,15 +261,20 @@ class Run:
             self.write_line()
         if self.trainer.images >= self.trainer.images_total:
             return  # the end has its own picture and checkpoint
+        start = time.monotonic()
         if crossed(before, now, self.habits.sample_every):
             self.draw_samples()
         if crossed(before, now, self.habits.eval_every):
             self.score()
+        due = crossed(before, now, self.habits.sample_every) or crossed(before, now, self.habits.eval_every)
+        if due and self._reporting <= REPORT_SHARE * (time.monotonic() - self._start):
+            self.write_report("Running")
         if crossed(before, now, self.habits.save_every):
             self._save_numbered()
         elif self.requests.save or time.monotonic() - self._last_save > SECONDS_BETWEEN_SAVES:
             self._save_latest()
             self.log.line(f"saved {self.folder / checkpoint.LATEST}")
+        self.meter.leave_out(time.monotonic() - start)
 
     def write_line(self) -> None:
         """One line of fixed fields to the log, the same numbers to metrics.jsonl."""
@@ -311,6 +323,19 @@ class Run:
         self.log.line(f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * share:.1f}% of the time)")
         self.log.metrics({"epoch": round(self.trainer.epoch, 6)} | scores, self.trainer.images)
 
+    def write_report(self, state: str) -> None:
+        """report.html in the log folder; a failure costs the report and never the training."""
+        start, trainer = time.monotonic(), self.trainer
+        settings = trainer.model.to_dict() | trainer.config.to_dict()
+        settings |= {"classes": ", ".join(trainer.classes) or "none", "patches an epoch": trainer.images_per_epoch}
+        settings |= {"device": describe(trainer.device), "torch": torch.__version__}
+        facts = Facts(state, trainer.images, trainer.images_total, trainer.config.epochs, settings)
+        try:
+            write_run_report(self.log.folder, facts)
+        except (OSError, UserError) as error:
+            self.log.line(f"warning: {self.log.folder / REPORT} could not be written ({error}); training goes on")
+        self._reporting += time.monotonic() - start
+
     def _save_latest(self) -> None:
         checkpoint.save(self.folder / checkpoint.LATEST, self.trainer.state())
         self.requests.save = False
@@ -329,18 +354,9 @@ class Run:
         final = self.folder / checkpoint.FINAL
         checkpoint.keep_as(self.folder / checkpoint.LATEST, final)
         self.log.line(f"done: {self.trainer.config.epochs} epochs, {self.trainer.images} images; the generator is in {final}")
+        self.write_report("Done")
 
 
 def crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of ``every`` epochs was reached between two counts; never when ``every`` is 0."""
     return every > 0 and before // every < after // every
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1d02h, 3h05m, 4m10s or 12s."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02d}h"
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
