@@ -96,3 +96,13 @@ class RunLog:
                 file.write(line + "\n")
         except OSError as error:
             say(f"warning: {self.folder / name} could not be written ({error}); training goes on")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1d02h, 3h05m, 4m10s or 12s."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02d}h"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

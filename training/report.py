@@ -1,0 +1,258 @@
+"""logs/RUN/report.html: one page without network access that says where a run stands and shows how its samples grew."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean
+
+from PIL import Image
+
+from common.files import write_text
+from common.html import data_uri, figure_uri, render
+from training.runlog import METRICS, duration, read_metrics
+from training.verdict import History, advise, finite, history, warnings
+
+REPORT = "report.html"
+GRIDS = 24  # on the slider at most
+GRID_BYTES = 220_000  # a grid at most: 24 of them and the real one stay below 7.5 MB in base64
+GRID_QUALITIES = ((1040, 85), (1040, 70), (900, 55), (700, 45), (500, 40), (350, 30))  # (longest side in pixels, JPEG quality)
+POINTS = 400  # of a curve at most; what is denser is averaged
+LOSSES = {"loss_d": "discriminator", "loss_g": "generator"}
+ACCURACIES = {"acc_real": "on training patches", "acc_fake": "on generated patches"}
+INK, COLOURS = "#5a6478", ("#1f77b4", "#d95f02", "#6a3d9a")
+
+_TEMPLATE = """{% extends "page.html" %}
+{% block body %}
+<style>
+.pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)) }
+.pair img { width: 100%; border-radius: .3rem; background: #fff } .pair figure { margin: 0 }
+.bar { height: .6rem; border-radius: .3rem; background: var(--line) }
+.bar div { height: 100%; border-radius: .3rem; background: var(--accent) } #slider { width: 100%; accent-color: var(--accent) }
+.control[hidden], figure[hidden] { display: none } td { overflow-wrap: anywhere }
+</style>
+<section><h2>Where the run stands</h2>
+<p><b>{{ status }}</b></p>
+<div class="bar"><div style="width: {{ "%.1f"|format(percent) }}%"></div></div>
+{% for warning in warnings %}<p class="bad">{{ warning }}</p>{% else %}
+<p class="good">Nothing in the numbers looks wrong.</p>{% endfor %}
+<p>What to do next, by the numbers: <b>{{ advice.action }}</b>. {{ advice.reasons|join(" ") }}</p>
+<p class="soft">As of {{ written }}; this page is written anew with every sample picture: reload it.</p>
+</section>
+<section><h2>Samples</h2>
+{% if grids %}
+<div class="control" hidden><label for="slider">Epoch <output id="epoch">{{ grids[-1].epoch }}</output></label>
+<input id="slider" type="range" min="0" max="{{ grids|length - 1 }}" value="{{ grids|length - 1 }}" step="1"></div>
+<div class="pair"><div id="grids">
+{% for grid in grids %}
+<figure data-epoch="{{ grid.epoch }}"{% if not loop.last %} hidden{% endif %}><img src="{{ grid.address }}"
+alt="generated patches after epoch {{ grid.epoch }}"><figcaption>Generated, epoch {{ grid.epoch }}:
+always the same latents</figcaption></figure>
+{% endfor %}
+</div>
+{% if real %}<figure><img src="{{ real }}" alt="real patches"><figcaption>Real training patches</figcaption></figure>{% endif %}
+</div>
+<script>
+const slider = document.getElementById("slider"), figures = [...document.querySelectorAll("#grids figure")];
+slider.addEventListener("input", () => {
+  figures.forEach((figure, index) => { figure.hidden = index !== Number(slider.value); });
+  document.getElementById("epoch").textContent = figures[slider.value].dataset.epoch;
+});
+slider.value = figures.length - 1;
+document.querySelector(".control").hidden = figures.length < 2;
+</script>
+{% else %}<p class="soft">None yet.</p>{% endif %}
+</section>
+<section><h2>Curves</h2><div class="pair">
+{% for caption, address in curves %}
+<figure><figcaption>{{ caption }}</figcaption><img src="{{ address }}" alt="{{ caption }}"></figure>
+{% else %}<p class="soft">No log line yet.</p>{% endfor %}
+</div></section>
+{% if scores %}
+<section><h2>Evaluations</h2><table><tr><th>epoch</th><th>KID (standard error)</th><th>precision</th><th>recall</th>
+<th>D right on held-out</th></tr>
+{% for row in scores %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></section>
+{% endif %}
+<section><h2>Configuration</h2><table>
+{% for name, value in settings.items() %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}
+</table></section>
+{% endblock %}"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What metrics.jsonl does not hold. state: running, done, or why it stopped. images, images_total: seen and planned.
+
+    epochs: planned. settings: name -> value, the configuration and the device.
+    """
+
+    state: str
+    images: int
+    images_total: int
+    epochs: int
+    settings: dict
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One sample picture: its epoch and the picture as ``data:`` address."""
+
+    epoch: int
+    address: str
+
+
+def write_run_report(log_folder: Path, facts: Facts) -> None:
+    """Write ``log_folder``/report.html from its metrics.jsonl and samples/, below 8 MB.
+
+    Raises OSError when a file cannot be read or written, UserError when metrics.jsonl is damaged.
+    """
+    run = history(read_metrics(log_folder / METRICS)[0])
+    page = render(
+        _TEMPLATE,
+        f"Training run {log_folder.name}",
+        status=status(run, facts),
+        percent=100 * min(1.0, facts.images / max(facts.images_total, 1)),
+        warnings=warnings(run),
+        advice=advise(run),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        grids=sample_grids(log_folder),
+        real=real_patches(log_folder),
+        curves=[(caption, figure_uri(figure)) for caption, figure in curves({"": run})] if run.lines else [],
+        scores=[score_cells(row) for row in run.scores[-10:][::-1]],
+        settings={name.replace("_", " "): plain(value) for name, value in facts.settings.items()},
+    )
+    write_text(log_folder / REPORT, page)
+
+
+def status(run: History, facts: Facts) -> str:
+    """One sentence: state, epoch, images, speed, time left."""
+    epoch = facts.images * facts.epochs / max(facts.images_total, 1)
+    text = f"{facts.state}: epoch {epoch:.1f} of {facts.epochs}, {facts.images:,} of {facts.images_total:,} images"
+    last = run.lines[-1] if run.lines else {}
+    if finite(last.get("img_s")):
+        text += f", {last['img_s']:.1f} images/s"
+    if facts.state == "Running" and finite(last.get("img_s")) and last["img_s"] > 0:
+        text += f", about {duration((facts.images_total - facts.images) / last['img_s'])} left"
+    return text + "."
+
+
+def plain(value) -> str:
+    """A setting for people: dictionaries and lists without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {entry:g}" for name, entry in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def score_cells(row: dict) -> list[str]:
+    """An evaluation as cells of a table; a dash for what was not measured."""
+    kid = f"{row['kid']:.4f}" if finite(row.get("kid")) else "–"
+    error = f" ({row['kid_se']:.4f})" if finite(row.get("kid_se")) else ""
+    shares = [f"{row[name]:.2f}" if finite(row.get(name)) else "–" for name in ("precision", "recall", "acc_held_out")]
+    return [f"{row['epoch']:.0f}", kid + error, *shares]
+
+
+# -- pictures
+
+
+def sample_grids(log_folder: Path, most: int = GRIDS) -> list[Grid]:
+    """At most ``most`` of samples/epoch_*.png, evenly chosen, the first and the newest always; unreadable ones are left out."""
+    found = ((re.fullmatch(r"epoch_(\d+)\.png", path.name), path) for path in (log_folder / "samples").glob("epoch_*.png"))
+    files = sorted((int(match[1]), path) for match, path in found if match)
+    chosen = [(epoch, picture(path)) for epoch, path in evenly(files, most)]
+    return [Grid(epoch, address) for epoch, address in chosen if address]
+
+
+def real_patches(log_folder: Path) -> str:
+    """samples/real.png as ``data:`` address, "" where there is none."""
+    return picture(log_folder / "samples" / "real.png")
+
+
+def evenly(items: list, most: int) -> list:
+    """At most ``most`` items, evenly spread, the last always among them (and the first, from two on)."""
+    if len(items) <= most:
+        return items
+    if most == 1:
+        return items[-1:]
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+
+
+def picture(path: Path) -> str:
+    """A picture file as ``data:`` address of at most GRID_BYTES, "" when it is absent or damaged."""
+    try:
+        return _encoded(path, path.stat().st_mtime_ns)
+    except (OSError, SyntaxError):  # Pillow raises SyntaxError for a damaged PNG
+        return ""
+
+
+@lru_cache(maxsize=64)  # a page shows the pictures of the page before, and one more
+def _encoded(path: Path, changed: int) -> str:
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    address = ""
+    for side, quality in GRID_QUALITIES:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        address = data_uri(image, "JPEG", quality)
+        if len(address) * 3 / 4 <= GRID_BYTES:
+            break
+    return address
+
+
+# -- curves
+
+
+def curves(runs: dict[str, History]) -> list[tuple[str, object]]:
+    """(caption, matplotlib figure) of losses, D accuracy and, where recorded, KID over epochs; a lone run has the name ""."""
+    losses, accuracy = _axes("loss"), _axes("share judged rightly")
+    for number, (name, run) in enumerate(runs.items()):
+        dash = ("-", "--")[number]
+        for axes, names in ((losses, LOSSES), (accuracy, ACCURACIES)):
+            for colour, (key, label) in zip(COLOURS, names.items(), strict=False):
+                axes.plot(*thinned(run.lines, key), dash, color=colour, linewidth=1.2, label=f"{name} {label}".strip())
+        held_out = thinned(run.scores, "acc_held_out")
+        if held_out[0]:
+            accuracy.plot(*held_out, dash, color=COLOURS[2], marker="o", markersize=4, label=f"{name} on held-out patches".strip())
+    accuracy.set_ylim(0, 1.02)
+    found = [("Losses", losses), ("Accuracy of the discriminator", accuracy)]
+    if any(run.kids for run in runs.values()):
+        found.append(("KID against held-out patches, with its standard error: lower is better", kid_axes(runs)))
+    return [(caption, _finished(axes)) for caption, axes in found]
+
+
+def kid_axes(runs: dict[str, History]):
+    """KID over epochs with error bars, a line a run."""
+    axes = _axes("KID")
+    for number, (name, run) in enumerate(runs.items()):
+        points = [(row["epoch"], row["kid"], row.get("kid_se") or 0.0) for row in run.kids]
+        if points:
+            epochs, kids, errors = zip(*points, strict=True)
+            axes.errorbar(epochs, kids, errors, fmt=("o-", "o--")[number], color=COLOURS[number], capsize=3, label=name or None)
+    axes.set_ylim(bottom=0)
+    return axes
+
+
+def thinned(rows: list[dict], name: str, most: int = POINTS) -> tuple[list[float], list[float]]:
+    """Epochs and values of the finite numbers called ``name``; neighbours are averaged where there are more than ``most``."""
+    points = [(row["epoch"], row[name]) for row in rows if finite(row.get(name)) and finite(row.get("epoch"))]
+    step = -(-len(points) // most) or 1
+    parts = [points[start : start + step] for start in range(0, len(points), step)]
+    return [mean(x for x, _ in part) for part in parts], [mean(y for _, y in part) for part in parts]
+
+
+def _axes(ylabel: str):
+    from matplotlib.figure import Figure  # a second to import, so only when there is something to draw
+
+    axes = Figure(figsize=(7, 2.8)).subplots()
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _finished(axes):
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return axes.figure

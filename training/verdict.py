@@ -1,0 +1,238 @@
+"""What the numbers of metrics.jsonl say about a run, in plain words: warnings, and whether to train on, add data or switch.
+
+Pure functions of the rows that training wrote. Every limit stands in a constant, with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import mean
+
+from common.weights import INSTALL
+
+WAIT_LIMIT = 0.05  # of the time; below it a faster loader is not felt
+WINNING = 0.9  # D right on this share of both kinds: its gradient is saturating
+WINNING_RISE = 1.05  # of loss_g within the window; a strong D alone is no fault, one that G cannot follow is
+BY_HEART = 0.15  # acc_real - acc_held_out; five standard errors of a share measured on 512 patches, and room for other slides
+LINES = 10  # log lines, at least, that a mean needs to be steadier than the limits
+SCORES = 3  # evaluations without a new best before "not improving" is said
+HOW_TO_KID = f"train with --eval_every (20 is the default) and the feature weights installed: {INSTALL}"
+
+MORE_DATA, TRAIN_ON, SWITCH, UNKNOWN = "more data", "train on", "another model", "cannot tell"
+
+
+@dataclass(frozen=True)
+class History:
+    """Rows of one run in order. lines: those of the log (losses, D accuracy, speed). scores: those of the evaluations."""
+
+    lines: list[dict]
+    scores: list[dict]
+
+    @property
+    def kids(self) -> list[dict]:
+        """Evaluations that have a KID."""
+        return [row for row in self.scores if finite(row.get("kid"))]
+
+    @property
+    def window(self) -> list[dict]:
+        """The last tenth of the log lines, at least LINES of them; [] when there are fewer."""
+        return self.lines[-max(LINES, len(self.lines) // 10) :] if len(self.lines) >= LINES else []
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do next (one of the four actions above) and why, a sentence a reason."""
+
+    action: str
+    reasons: list[str]
+
+
+def finite(value) -> bool:
+    """True for a number that is not NaN or infinite; metrics.jsonl has null in their place."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def values(rows: list[dict], name: str) -> list[float]:
+    """The finite numbers called ``name``."""
+    return [row[name] for row in rows if finite(row.get(name))]
+
+
+def history(rows: list[dict]) -> History:
+    """Sort the rows of metrics.jsonl into log lines and evaluations."""
+    return History([row for row in rows if "loss_d" in row], [row for row in rows if "acc_held_out" in row or "kid" in row])
+
+
+# -- warnings
+
+
+def warnings(run: History) -> list[str]:
+    """A sentence or two for everything that looks wrong, the worst first."""
+    tests = (not_finite, discriminator_wins, learns_by_heart, kid_stalls, waits_for_data)
+    return [text for test in tests if (text := test(run))]
+
+
+def not_finite(run: History) -> str:
+    """Numbers in the last log line that are NaN or infinite."""
+    names = [name for name, value in run.lines[-1].items() if not finite(value)] if run.lines else []
+    if not names:
+        return ""
+    return (
+        f"The run has diverged: {', '.join(names)} at {run.lines[-1]['images']:,} images is not a finite number. "
+        "Go on from the last checkpoint (--resume) with half of --lr_g and --lr_d."
+    )
+
+
+def discriminator_wins(run: History) -> str:
+    """D right about nearly everything while the generator's loss rises."""
+    real, fake, losses = (values(run.window, name) for name in ("acc_real", "acc_fake", "loss_g"))
+    if not (real and fake and len(losses) >= LINES) or min(mean(real), mean(fake)) < WINNING:
+        return ""
+    half = len(losses) // 2
+    before, after = mean(losses[:half]), mean(losses[half:])
+    if after < WINNING_RISE * before:
+        return ""
+    return (
+        f"The discriminator is winning: over the last {len(losses)} log lines it was right about {mean(real):.0%} of the real and "
+        f"{mean(fake):.0%} of the generated patches, while the generator's loss rose from {before:.2f} to {after:.2f}. "
+        "A smaller --lr_d helps, and so do more patches."
+    )
+
+
+def overfit_gap(run: History) -> float | None:
+    """acc_real - acc_held_out, the mean of the last evaluations; None where nothing was measured.
+
+    acc_real is the mean of the log lines between an evaluation and the one before it.
+    """
+    gaps, since = [], 0
+    for row in (row for row in run.scores if finite(row.get("acc_held_out"))):
+        real = values([line for line in run.lines if since < line["images"] <= row["images"]], "acc_real")
+        gaps += [mean(real) - row["acc_held_out"]] if real else []
+        since = row["images"]
+    return mean(gaps[-SCORES:]) if gaps else None
+
+
+def learns_by_heart(run: History) -> str:
+    """D knows its training patches and not the tissue."""
+    gap = overfit_gap(run)
+    if gap is None or gap < BY_HEART:
+        return ""
+    return (
+        "The discriminator is learning its patches by heart: it takes "
+        f"{100 * gap:.0f} points fewer of the held-out patches for real than of those it trains on. "
+        "More slides or more patches help; longer training does not."
+    )
+
+
+def kid_stalls(run: History) -> str:
+    """No evaluation among the last few was the best one."""
+    kids = run.kids
+    if len(kids) <= SCORES:
+        return ""
+    best, last = min(kids, key=lambda row: row["kid"]), kids[-1]
+    if best["images"] >= kids[-SCORES]["images"]:
+        return ""
+    return (
+        f"KID has not improved over the last {SCORES} evaluations: {best['kid']:.4f} at epoch {best['epoch']:.0f} "
+        f"(kept as best.pt), {last['kid']:.4f} now."
+    )
+
+
+def waits_for_data(run: History) -> str:
+    """The networks stand still for a noticeable share of the time."""
+    waits = values(run.window or run.lines, "wait")
+    if not waits or mean(waits) <= WAIT_LIMIT:
+        return ""
+    return f"{mean(waits):.0%} of the time is spent waiting for patches; raise --workers, or put the patches on a faster disk."
+
+
+# -- what to do next
+
+
+def kid_fall(run: History) -> tuple[float, float]:
+    """How far KID fell over the last evaluations (at most SCORES steps), and the standard error of that difference.
+
+    The evaluations share their latents and real patches, so the error is rather too large than too small.
+    """
+    first, last = run.kids[-SCORES - 1 :][0], run.kids[-1]
+    return first["kid"] - last["kid"], math.hypot(first.get("kid_se") or 0.0, last.get("kid_se") or 0.0)
+
+
+def advise(run: History) -> Advice:
+    """Train on while KID falls by more than twice its error; else more data if D overfits, else another model."""
+    kids = run.kids
+    if not kids:
+        return Advice(UNKNOWN, [f"No KID was recorded, and losses say nothing about quality; {HOW_TO_KID}."])
+    if len(kids) < 2:
+        return Advice(TRAIN_ON, ["One evaluation shows no direction yet."])
+    fall, error = kid_fall(run)
+    steps = min(len(kids) - 1, SCORES)
+    over = f"over the last {steps} evaluation{'s' if steps > 1 else ''}"
+    if fall > 2 * error:
+        return Advice(TRAIN_ON, [f"KID is still falling: by {fall:.4f} {over}, more than twice its standard error ({error:.4f})."])
+    if steps < SCORES:
+        return Advice(TRAIN_ON, [f"KID is not clearly falling, but {len(kids)} evaluations are too few to call it flat."])
+    change = f"KID rose by {-fall:.4f}" if -fall > 2 * error else f"KID is flat: it fell by {fall:.4f}"
+    flat = f"{change} {over}, its standard error is {error:.4f}."
+    return _when_flat(flat, overfit_gap(run))
+
+
+def _when_flat(flat: str, gap: float | None) -> Advice:
+    if gap is None:
+        return Advice(
+            UNKNOWN, [flat, "Whether more data would help is unknown: D's accuracy on held-out patches was not recorded."]
+        )
+    points = f"{100 * gap:.0f} points"
+    if gap >= BY_HEART:
+        return Advice(MORE_DATA, [flat, f"D knows its own patches better than held-out ones by {points}: it has run out of data."])
+    reason = f"D judges held-out patches as it judges its own (difference {points}), so it is not short of data."
+    return Advice(SWITCH, [flat, reason, "What limits the images is then the model or its settings."])
+
+
+# -- two runs
+
+
+def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
+    """What to do with two runs: which is ahead by KID, whether that can be told, and what the better one needs."""
+    missing = [name for name, run in zip(names, runs, strict=True) if not run.kids]
+    if missing:
+        reason = f"No KID was recorded in {' and '.join(missing)}, so the runs cannot be ranked; {HOW_TO_KID}."
+        return Advice(UNKNOWN, [reason, *_each(names, runs)])
+    sizes = [run.lines[-1].get("res") if run.lines else None for run in runs]
+    if sizes[0] != sizes[1]:
+        reason = f"The runs are of {sizes[0]} and {sizes[1]} pixels: KID of different sizes cannot be compared."
+        return Advice(UNKNOWN, [reason, *_each(names, runs)])
+    bests = [min(run.kids, key=lambda row: row["kid"]) for run in runs]
+    lead = abs(bests[0]["kid"] - bests[1]["kid"])
+    error = math.hypot(*(row.get("kid_se") or 0.0 for row in bests))
+    if lead <= 2 * error:
+        reason = f"Their best KIDs differ by {lead:.4f}, no more than twice the standard error ({error:.4f}): neither is ahead."
+        return Advice(_together([advise(run).action for run in runs]), [reason, *_each(names, runs)])
+    winner = int(bests[1]["kid"] < bests[0]["kid"])
+    return _with_winner(names, runs, winner, f"by {lead:.4f}, more than twice the standard error ({error:.4f})")
+
+
+def _with_winner(names: tuple[str, str], runs: tuple[History, History], winner: int, lead: str) -> Advice:
+    better, other = runs[winner], runs[1 - winner]
+    reasons = [f"{names[winner]} has the better KID {lead}."]
+    seen, less = better.kids[-1]["images"], other.kids[-1]["images"]
+    if less < 0.9 * seen and advise(other).action == TRAIN_ON:
+        reasons.append(
+            f"{names[1 - winner]} has seen {less:,} images and {names[winner]} {seen:,}: train it on to as many before dropping it."
+        )
+    advice = advise(better)
+    return Advice(f"{names[winner]}: {advice.action}", reasons + advice.reasons)
+
+
+def _each(names: tuple[str, str], runs: tuple[History, History]) -> list[str]:
+    advices = [advise(run) for run in runs]
+    return [
+        f"{name}: {advice.action}. {' '.join(advice.reasons)}"
+        for name, advice in zip(names, advices, strict=True)
+        if advice.action != UNKNOWN or len(advice.reasons) > 1
+    ]
+
+
+def _together(actions: list[str]) -> str:
+    """One action for two runs that are level: the cheapest that either still asks for."""
+    return next(action for action in (TRAIN_ON, MORE_DATA, SWITCH, UNKNOWN) if action in actions)
