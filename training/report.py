@@ -142,7 +142,7 @@ def status(run: History, facts: Facts) -> str:
 def plain(value) -> str:
     """A setting for people: dictionaries and lists without brackets."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {entry:g}" for name, entry in value.items())
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

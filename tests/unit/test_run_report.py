@@ -1,0 +1,217 @@
+"""The page of a run, and what is read out of its numbers, on made-up metrics."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from training import verdict
+from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
+from training.verdict import History, advise, compare, history, warnings
+
+FACTS = Facts("Running", 3000, 6000, 60, {"model": "dcgan", "augmentation": {"flips": 0.5}, "patches": "<b>patches</b>"})
+
+
+def lines(count=30, **numbers):
+    """Log lines of 100 images and one epoch each; a number may be a function of the line's place, 0..1."""
+    usual = {"res": 64, "loss_d": 0.8, "loss_g": 3.0, "acc_real": 0.8, "acc_fake": 0.8, "img_s": 50.0, "wait": 0.01}
+    rows = []
+    for place in range(count):
+        row = {name: value(place / count) if callable(value) else value for name, value in (usual | numbers).items()}
+        rows.append({"images": 100 * (place + 1), "epoch": place + 1.0} | row)
+    return rows
+
+
+def scores(*kids, error=0.01, held_out=0.78):
+    """Evaluations every five epochs of ``lines``."""
+    places = range(5, 5 * len(kids) + 1, 5)
+    rows = zip(places, kids, strict=True)
+    return [{"images": 100 * n, "epoch": float(n), "kid": kid, "kid_se": error, "acc_held_out": held_out} for n, kid in rows]
+
+
+def run_of(*kids, error=0.01, held_out=0.78, **numbers):
+    return History(lines(**numbers), scores(*kids, error=error, held_out=held_out))
+
+
+FALLING, FLAT = (0.5, 0.4, 0.3, 0.2), (0.201, 0.2, 0.202, 0.2, 0.199)
+
+
+def test_rows_are_sorted_into_lines_and_evaluations():
+    run = history([*lines(2), *scores(0.5), {"images": 1, "epoch": 0.0}])
+    assert len(run.lines) == 2 and len(run.scores) == 1
+
+
+def test_a_healthy_run_raises_nothing():
+    assert warnings(run_of(*FALLING)) == []
+    assert warnings(History([], [])) == [] and warnings(History(lines(1), [])) == []
+
+
+@pytest.mark.parametrize(
+    "run, words",
+    [
+        (run_of(acc_real=0.97, acc_fake=0.98, loss_g=lambda place: 3 + 5 * place), "discriminator is winning"),
+        (run_of(0.5, 0.4, held_out=0.6), "by heart"),
+        (run_of(0.4, 0.2, 0.21, 0.22, 0.21), "KID has not improved over the last 3"),
+        (run_of(wait=0.2), "20% of the time"),
+        (History(lines(12)[:-1] + [lines(12)[-1] | {"loss_g": None}], []), "diverged: loss_g"),
+        (History(lines(12)[:-1] + [lines(12)[-1] | {"grad_d": float("inf")}], []), "diverged: grad_d"),
+    ],
+)
+def test_each_fault_is_named_and_alone(run, words):
+    found = warnings(run)
+    assert len(found) == 1 and words in found[0]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_of(acc_real=0.97, acc_fake=0.98),  # strong, and the generator keeps up
+        run_of(acc_real=0.97, acc_fake=0.6, loss_g=lambda place: 3 + 5 * place),
+        run_of(0.5, 0.4, held_out=0.66),
+        run_of(0.4, 0.3, 0.21, 0.22, 0.2),  # the newest is the best
+        run_of(0.2, 0.3, 0.3),  # too few to say
+        run_of(wait=0.05),
+    ],
+)
+def test_what_is_no_fault_is_not_named(run):
+    assert warnings(run) == []
+
+
+def test_the_gap_compares_an_evaluation_with_the_lines_just_before_it():
+    run = History(lines(10, acc_real=lambda place: 0.5 if place < 0.5 else 0.9), scores(0.5, 0.4, held_out=0.5))
+    assert verdict.overfit_gap(run) == pytest.approx(0.2)  # the mean of 0.0 and 0.4
+    assert verdict.overfit_gap(History(lines(), [])) is None
+
+
+@pytest.mark.parametrize(
+    "run, action, words",
+    [
+        (run_of(), verdict.UNKNOWN, "--eval_every"),
+        (run_of(0.5), verdict.TRAIN_ON, "no direction"),
+        (run_of(*FALLING), verdict.TRAIN_ON, "still falling: by 0.3000"),
+        (run_of(0.2, 0.2), verdict.TRAIN_ON, "too few"),
+        (run_of(*FLAT), verdict.SWITCH, "not short of data"),
+        (run_of(*FLAT, held_out=0.5), verdict.MORE_DATA, "run out of data"),
+        (run_of(*FLAT, held_out=None), verdict.UNKNOWN, "was not recorded"),
+        (run_of(0.1, 0.15, 0.2, 0.3), verdict.SWITCH, "KID rose by 0.2000"),
+    ],
+)
+def test_advice(run, action, words):
+    advice = advise(run)
+    assert advice.action == action and words in " ".join(advice.reasons)
+
+
+def test_a_fall_within_its_error_is_flat():
+    kids = (0.23, 0.22, 0.21, 0.2)
+    assert advise(run_of(*kids, error=0.005)).action == verdict.TRAIN_ON
+    assert advise(run_of(*kids, error=0.02)).action == verdict.SWITCH
+
+
+def test_two_runs_are_ranked_only_where_the_numbers_rank_them():
+    names, good, bad = ("A", "B"), run_of(*FALLING), run_of(*FLAT[:3], 0.4, 0.4)
+    worse = History(bad.lines, scores(0.6, 0.61, 0.6, 0.6, held_out=0.5))
+    assert compare(names, (good, worse)).action == "A: train on"
+    assert compare(names, (worse, good)).action == "B: train on"
+    level = compare(names, (run_of(*FLAT), run_of(*FLAT)))
+    assert level.action == verdict.SWITCH and "neither is ahead" in level.reasons[0]
+    unknown = compare(names, (good, run_of()))
+    assert (
+        unknown.action == verdict.UNKNOWN
+        and "No KID was recorded in B" in unknown.reasons[0]
+        and "--eval_every" in unknown.reasons[0]
+    )
+    sizes = compare(names, (good, run_of(*FALLING, res=128)))
+    assert sizes.action == verdict.UNKNOWN and "64 and 128" in sizes.reasons[0]
+
+
+def test_a_younger_run_that_still_falls_is_not_dropped():
+    young, old = run_of(0.9, 0.6), run_of(*FLAT)
+    assert "train it on" in " ".join(compare(("young", "old"), (young, old)).reasons)
+    assert "train it on" not in " ".join(compare(("young", "old"), (run_of(0.9, 0.9, 0.9, 0.9, 0.9), old)).reasons)
+
+
+def test_the_choice_of_grids_is_even_and_keeps_the_newest():
+    assert evenly(list(range(100)), 5)[0] == 0 and evenly(list(range(100)), 5)[-1] == 99
+    assert np.ptp(np.diff(evenly(list(range(100)), 24))) <= 1
+    assert evenly([1, 2], 24) == [1, 2] and evenly([1, 2], 1) == [2]
+
+
+def test_long_curves_are_averaged_and_gaps_left_out():
+    epochs, numbers = thinned(lines(1000, loss_g=lambda place: None if place == 0 else 2.0), "loss_g", 100)
+    assert 90 <= len(epochs) <= 100 and set(numbers) == {2.0} and epochs == sorted(epochs)
+
+
+def write_run(folder, rows, grids=3, side=64):
+    """A log folder with metrics and sample pictures of noise, the hardest to compress."""
+    (folder / "samples").mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    random = np.random.default_rng(0)
+    for name in ("real", *(f"epoch_{5 * n:04d}" for n in range(1, grids + 1))):
+        Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / "samples" / f"{name}.png")
+    return folder
+
+
+def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
+    folder = write_run(tmp_path / "run_7", [*lines(wait=0.2), *scores(*FALLING)])
+    write_run_report(folder, FACTS)
+    page = (folder / "report.html").read_text()
+    assert "Training run run_7" in page and "epoch 30.0 of 60" in page and "about 1m00s left" in page
+    assert "20% of the time" in page and "train on" in page and "flips 0.5" in page
+    assert "&lt;b&gt;patches" in page and "<b>patches" not in page
+    assert re.findall(r'data-epoch="(\d+)"( hidden)?', page) == [("5", " hidden"), ("10", " hidden"), ("15", "")]
+    assert page.count("data:image/jpeg") == 4 and page.count("data:image/svg") == 3 and "0.2000 (0.0100)" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and "@import" not in page
+
+
+def test_a_run_that_has_just_begun_or_lacks_pictures_has_a_page(tmp_path):
+    write_run_report(tmp_path, FACTS)
+    assert "No log line yet" in (tmp_path / "report.html").read_text()
+
+
+def test_damage_costs_a_picture_or_is_named(tmp_path):
+    folder = write_run(tmp_path / "run", lines())
+    newest = folder / "samples" / "epoch_0015.png"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    (folder / "samples" / "epoch_best.png").write_text("not a picture")
+    assert [grid.epoch for grid in sample_grids(folder)] == [5, 10]
+    assert picture(folder / "absent.png") == ""
+    (folder / "metrics.jsonl").write_text('nonsense\n{"images": 1}\n')
+    with pytest.raises(UserError, match="line 1"):
+        write_run_report(folder, FACTS)
+
+
+def test_pictures_are_bounded_and_follow_their_file(tmp_path):
+    folder = write_run(tmp_path / "run", [], grids=1, side=1100)
+    path = folder / "samples" / "epoch_0005.png"
+    first = picture(path)
+    assert 10_000 < len(first) * 3 / 4 <= GRID_BYTES
+    assert (GRIDS + 1) * GRID_BYTES * 4 / 3 < 8e6
+    Image.new("RGB", (30, 30), "pink").save(path)
+    assert picture(path) != first
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser_the_slider_moves_and_nothing_complains(tmp_path, width):
+    folder = write_run(tmp_path / "run", [*lines(), *scores(*FALLING)])
+    write_run_report(folder, FACTS)
+    probe = """<script>
+    const shown = () => figures.filter(f => f.offsetHeight > 0).map(f => f.dataset.epoch).join();
+    const seen = [shown()];
+    slider.value = 0; slider.dispatchEvent(new Event("input")); seen.push(shown());
+    const room = document.documentElement;
+    document.title = [...seen, document.getElementById("epoch").textContent, slider.offsetHeight > 0,
+                      room.scrollWidth <= room.clientWidth].join(";");
+    </script></body>"""
+    page = folder / "probe.html"
+    page.write_text((folder / "report.html").read_text().replace("</body>", probe))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900"]
+    place = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+    result = subprocess.run(["chromium", *flags, *place], capture_output=True, text=True, timeout=120)
+    assert "<title>15;5;5;true;true</title>" in result.stdout
+    assert "CONSOLE" not in result.stderr
