@@ -103,8 +103,9 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         )
         real = [dataset.pixels(index) for index in np.linspace(0, len(dataset) - 1, min(40, len(dataset))).astype(int)]
         log.picture("real.png", grid(middle_of(np.stack(real), dataset.image_size), 8), trainer.images)
-        habits = Habits(args.save_every, args.sample_every, args.eval_every, args.keep)
-        held_out = held_out_patches(dataset, config.seed, trainer.device) if args.eval_every else None
+        eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
+        habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share)
+        held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every else None
         stopped = Run(trainer, habits, folder, log, requests, held_out).train(make_loader(trainer, dataset, args.workers))
         log.close()
     return 128 + stopped if stopped is not None else 0

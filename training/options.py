@@ -80,7 +80,10 @@ def _files(group: argparse._ArgumentGroup) -> None:
         "--sample_every", type=positive_int, default=5, metavar="EPOCHS", help="sample pictures; default %(default)s"
     )
     group.add_argument(
-        "--eval_every", type=natural, default=20, metavar="EPOCHS", help="KID, precision, recall; 0 never; default %(default)s"
+        "--eval_every",
+        type=natural,
+        metavar="EPOCHS",
+        help="KID, precision, recall; 0 never; default 20, less often where that would take more than 5 percent of the time",
     )
     group.add_argument("--keep", type=positive_int, default=3, help="numbered checkpoints kept; default %(default)s")
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")

@@ -38,12 +38,16 @@ GRID_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a run saves, draws samples and scores them (epochs, 0 for never), and how many numbered checkpoints it keeps."""
+    """How often a run saves, draws samples and scores them (epochs, 0 for never), and how many numbered checkpoints it keeps.
+
+    eval_share: scoring before the end is left out while it has taken more than this share of the time, 0..1.
+    """
 
     save_every: int
     sample_every: int
     eval_every: int
     keep: int
+    eval_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,7 @@ class Run:
         start = time.monotonic()
         if crossed(before, now, self.habits.sample_every):
             self.draw_samples()
-        if crossed(before, now, self.habits.eval_every):
+        if crossed(before, now, self.habits.eval_every) and self._scoring_share() <= self.habits.eval_share:
             self.score()
         due = crossed(before, now, self.habits.sample_every) or crossed(before, now, self.habits.eval_every)
         if due and self._reporting <= REPORT_SHARE * (time.monotonic() - self._start):
@@ -281,17 +285,18 @@ class Run:
         if self.meter.images == 0:
             return
         trainer, means = self.trainer, self.meter.read()
-        if not np.isfinite(means["loss_d"] + means["loss_g"]):
-            raise UserError(
-                f"the losses are not finite at {trainer.images} images (loss_d {means['loss_d']}, loss_g {means['loss_g']}); "
-                f"go on from {self.folder / checkpoint.LATEST} with --resume and half of --lr_g and --lr_d"
-            )
         left = (trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
         row = {"epoch": trainer.epoch, "res": trainer.model.image_size} | means
         row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
         self.log.line(self._as_text(row))
         self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)
         self.meter.clear()
+        if not np.isfinite(means["loss_d"] + means["loss_g"]):
+            self.write_report("Stopped, the losses are not finite")
+            raise UserError(
+                f"the losses are not finite at {trainer.images} images (loss_d {means['loss_d']}, loss_g {means['loss_g']}); "
+                f"go on from {self.folder / checkpoint.LATEST} with --resume and half of --lr_g and --lr_d"
+            )
 
     def _as_text(self, row: dict[str, float]) -> str:
         numbers = " ".join(f"{name} {row[name]:.3f}" for name in STATISTICS)
@@ -317,10 +322,11 @@ class Run:
             self._save_latest()
             checkpoint.keep_as(self.folder / checkpoint.LATEST, self.folder / checkpoint.BEST)
         self._scoring += time.monotonic() - start
-        share = self._scoring / (time.monotonic() - self._start)
         text = " ".join(f"{name} {value:.4f}" for name, value in scores.items())
         note = ", the best so far" if best else ""
-        self.log.line(f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * share:.1f}% of the time)")
+        self.log.line(
+            f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * self._scoring_share():.1f}% of the time)"
+        )
         self.log.metrics({"epoch": round(self.trainer.epoch, 6)} | scores, self.trainer.images)
 
     def write_report(self, state: str) -> None:
@@ -335,6 +341,9 @@ class Run:
         except (OSError, UserError) as error:
             self.log.line(f"warning: {self.log.folder / REPORT} could not be written ({error}); training goes on")
         self._reporting += time.monotonic() - start
+
+    def _scoring_share(self) -> float:
+        return self._scoring / max(time.monotonic() - self._start, 1e-9)
 
     def _save_latest(self) -> None:
         checkpoint.save(self.folder / checkpoint.LATEST, self.trainer.state())
