@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -63,8 +64,8 @@ class RunLog:
         self._append("train.log", stamped)
 
     def metrics(self, row: dict, images: int) -> None:
-        """Append numbers to metrics.jsonl (and TensorBoard, over images seen). NaN is written as null, which is valid JSON."""
-        finite = {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
+        """Append numbers to metrics.jsonl (and TensorBoard, over images seen). NaN and infinity become null, valid JSON."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         self._append(METRICS, json.dumps({"images": images} | finite))
         if self._board is not None:
             for key, value in finite.items():
