@@ -3,6 +3,7 @@
     python evaluate.py --checkpoint checkpoints/G_final.pt --patches datasets/patches
     python evaluate.py --images synthetic --patches datasets/patches --out evaluation
     python evaluate.py --images synthetic --patches real_images --skip utility --max_images 500
+    python evaluate.py --compare logs/RUN_A logs/RUN_B          two training runs side by side, in OUT/compare.html
 
 Writes OUT/report.html for people and OUT/metrics.json for programs.
 """
@@ -28,6 +29,7 @@ from metrics.features import backbone, inception
 from metrics.images import ImageSet, choose, draw_set, known, read_images
 from metrics.report import write_report
 from models.features import LITE0_WEIGHTS, Lite0
+from training.compare import compare_runs
 from training.device import choose_device
 from training.sampling import load_sampler
 
@@ -40,6 +42,9 @@ def parse_arguments() -> argparse.Namespace:
         "--checkpoint", type=Path, metavar="FILE", help="checkpoint of train.py; its averaged generator draws images"
     )
     source.add_argument("--images", type=Path, metavar="FOLDER", help="folder of images of any program; LABEL sub-folders are used")
+    source.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two log folders of train.py: which to train on, and why"
+    )
     what.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="real patches (default: %(default)s)")
     how = parser.add_argument_group("how")
     how.add_argument("--max_images", type=cli.positive_int, default=2048, help="most images of each set (default: %(default)s)")
@@ -97,6 +102,8 @@ def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
 
 def main() -> int:
     args = parse_arguments()
+    if args.compare:
+        return compare_runs(*args.compare, args.out)
     device = choose_device(args.device)
     networks, notes = Networks(inception(args.weights, device)), []
     if LITE0_WEIGHTS.installed():

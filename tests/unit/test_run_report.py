@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.errors import UserError
+from tests.scripts import run_script
 from training import verdict
+from training.compare import distinct_names
 from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
 from training.verdict import History, advise, compare, history, warnings
 
@@ -193,6 +196,28 @@ def test_pictures_are_bounded_and_follow_their_file(tmp_path):
     assert (GRIDS + 1) * GRID_BYTES * 4 / 3 < 8e6
     Image.new("RGB", (30, 30), "pink").save(path)
     assert picture(path) != first
+
+
+def test_compare_says_why_and_writes_one_page(tmp_path):
+    a = write_run(tmp_path / "a", [*lines(img_s=20.0), *scores(*FALLING)])
+    b = write_run(tmp_path / "b", [*lines(20), *scores(0.6, 0.6, 0.6, 0.6)], grids=1)
+    text = run_script("evaluate", "--compare", a, b, "--out", tmp_path / "out")
+    assert "by the numbers: a: train on" in text and "a has the better KID by 0.4000" in text
+    assert re.search(r"last KID.*0\.2000 \(0\.0100\) at epoch 20 +0\.6000", text)
+    assert re.search(r"images per second +20\.0 +50\.0", text) and re.search(r"time per epoch +5s +2s", text)
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert page.count("data:image/jpeg") == 3 and page.count("data:image/svg") == 3 and "a, epoch 15" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_compare_refuses_what_is_no_run(tmp_path):
+    run = write_run(tmp_path / "run", lines())
+    assert "holds no metrics.jsonl" in run_script("evaluate", "--compare", run, tmp_path, expect=1)
+    assert "not allowed with" in run_script("evaluate", "--compare", run, run, "--images", run, expect=2)
+    assert "expected 2 arguments" in run_script("evaluate", "--compare", run, expect=2)
+    assert distinct_names(Path("x/run"), Path("y/run")) == ("x/run", "y/run")
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert "no log line yet" in run_script("evaluate", "--compare", run, tmp_path, expect=1)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
