@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.html import figure_uri
-from metrics.section import Finding, Section, Table
+from metrics.section import Finding, Section, Table, worst
 from metrics.stationarity import optical_density
 
 CORNER = 1 / 8  # of a side: the legs of the triangle that counts as a corner
@@ -115,15 +115,15 @@ def _corners(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np
 
 def _periods(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> None:
     spectra = [power_spectrum(images) for images in (fake, train, held_out)]
-    rows = []
+    rows, beyond = [], []
     for period in PERIODS:
         value, real, control = (periodic_power(spectrum, period) for spectrum in spectra)
         limit = max(real, control) + PERIOD_LIMIT
         rows.append([f"{period} pixels", *(f"{number:.2f}" for number in (value, real, control, limit))])
         section.numbers[f"period {period}"] = {"generated": value, "training": real, "held_out": control, "limit": limit}
-        if value > limit:
-            text = f"a checkerboard or grid with a period of {period} pixels stands out of the spectrum"
-            section.findings.append(Finding("checkerboard", text, value, limit))
+        beyond.append((str(period), value, limit))
+    text = "a checkerboard or grid stands out of the spectrum, with a period of {} pixels"
+    section.findings += worst("checkerboard", text, *map(list, zip(*beyond, strict=True)))
     columns = ["period", "generated", "training", "held-out", "limit"]
     section.tables.append(Table("Periodic patterns, decades of power above their surroundings", columns, rows))
     section.figures.append(("Power by spatial frequency", _spectrum_figure(spectra)))
@@ -138,9 +138,8 @@ def _colours(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np
     for name, value, real, limit in zip(COLOURS, shift, real_shift, limits, strict=True):
         rows.append([name, f"{value:+.2f}", f"{real:+.2f}", f"{limit:.2f}"])
         section.numbers[name] = {"generated": float(value), "held_out": float(real), "limit": float(limit)}
-        if abs(value) > limit:
-            text = f"colour cast: {name} is {'higher' if value > 0 else 'lower'} than in the training slides"
-            section.findings.append(Finding("colour", text, float(abs(value)), float(limit)))
+    names = [f"{name} is {'higher' if value > 0 else 'lower'}" for name, value in zip(COLOURS, shift, strict=True)]
+    section.findings += worst("colour", "colour cast against the training slides: {}", names, list(np.abs(shift)), list(limits))
     columns = ["", "generated", "held-out", "limit"]
     section.tables.append(Table("Shift of mean colour, in standard deviations between training slides", columns, rows))
 

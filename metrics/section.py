@@ -39,6 +39,17 @@ class Section:
     findings: list[Finding] = field(default_factory=list)
 
 
+def worst(test: str, text: str, names: list[str], values: list[float], limits: list[float]) -> list[Finding]:
+    """One finding for all the values that exceed their limits: ``text`` with their names in place of {}, and the worst value."""
+    beyond = [
+        (value / limit, name, value, limit) for name, value, limit in zip(names, values, limits, strict=True) if value > limit
+    ]
+    if not beyond:
+        return []
+    _, _, value, limit = max(beyond)
+    return [Finding(test, text.format(", ".join(name for _, name, _, _ in beyond)), float(value), float(limit))]
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A number as the tables print it; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter
 
 from common.html import figure_uri
-from metrics.section import Finding, Section, Table
+from metrics.section import Section, Table, worst
 
 LIMIT = 6.5  # standard errors: the largest of all positions, fields and scales stays below it on real patches (docs/evaluation.md)
 REAL_MARGIN = 1.3  # times what real patches show, where they are less even than that
@@ -105,15 +105,15 @@ def stationarity_section(fake: np.ndarray, train: np.ndarray, held_out: np.ndarr
     reference = position_maps(train)
     generated, control = (deviations(position_maps(images), reference) for images in (fake, held_out))
     section = Section("stationarity", "Does something sit in the same place of every image?", _EXPLANATION)
-    rows = []
+    rows, beyond = [], []
     for field in FIELDS:
         value, real = (float(np.abs(maps[field]).max()) for maps in (generated, control))
         limit = max(LIMIT, REAL_MARGIN * real)
         rows.append([field, f"{value:.1f}", f"{real:.1f}", f"{limit:.1f}"])
         section.numbers[field] = {"generated": value, "held_out": real, "limit": limit}
-        if value > limit:
-            text = f"every image has something in the same place, {where(generated[field])}: its {field} differs from the rest"
-            section.findings.append(Finding("stationarity", text, value, limit))
+        beyond.append((f"{field} {where(generated[field])}", value, limit))
+    text = "every image has something in the same place: {}"
+    section.findings += worst("stationarity", text, *map(list, zip(*beyond, strict=True)))
     columns = ["field", "generated", "held-out real", "limit"]
     section.tables.append(Table("Largest deviation of any position, in standard errors", columns, rows))
     section.figures.append(("Deviation per position in standard errors", _heat_maps(generated, control)))
