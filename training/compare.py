@@ -17,12 +17,14 @@ _TEMPLATE = """{% extends "page.html" %}
 {% block body %}
 <style>
 .pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)) }
-.pair img { width: 100%; border-radius: .3rem; background: #fff } .pair figure { margin: 0 } td { overflow-wrap: anywhere }
+.pair img { width: 100%; border-radius: .3rem; background: #fff } .pair figure { margin: 0 }
+.numbers { table-layout: fixed; width: 100% }
+.numbers th { overflow-wrap: anywhere; hyphens: auto }
 </style>
 <section><h2>What to do, by the numbers: {{ advice.action }}</h2>
 <ul>{% for reason in advice.reasons %}<li>{{ reason }}</li>{% endfor %}</ul>
 </section>
-<section><h2>In numbers</h2><table><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
+<section><h2>In numbers</h2><table class="numbers"><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr><th>{{ row[0] }}</th><td>{{ row[1] }}</td><td>{{ row[2] }}</td></tr>{% endfor %}</table>
 </section>
 <section><h2>Newest samples</h2><div class="pair">

@@ -172,7 +172,7 @@ def advise(run: History) -> Advice:
         return Advice(TRAIN_ON, [f"KID is still falling: by {fall:.4f} {over}, more than twice its standard error ({error:.4f})."])
     if steps < SCORES:
         return Advice(TRAIN_ON, [f"KID is not clearly falling, but {len(kids)} evaluations are too few to call it flat."])
-    change = f"KID rose by {-fall:.4f}" if -fall > 2 * error else f"KID is flat: it fell by {fall:.4f}"
+    change = f"KID rose by {-fall:.4f}" if -fall > 2 * error else f"KID is flat: it changed by {-fall:+.4f}"
     flat = f"{change} {over}, its standard error is {error:.4f}."
     return _when_flat(flat, overfit_gap(run))
 

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.errors import UserError
+from models.config import dcgan_config
 from tests.scripts import run_script
 from training import verdict
 from training.compare import distinct_names
+from training.config import TrainConfig
 from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
+from training.runlog import RunLog
+from training.signals import SignalRequests
+from training.trainer import Habits, Run, Trainer
 from training.verdict import History, advise, compare, history, warnings
 
 FACTS = Facts("Running", 3000, 6000, 60, {"model": "dcgan", "augmentation": {"flips": 0.5}, "patches": "<b>patches</b>"})
@@ -98,7 +104,8 @@ def test_the_gap_compares_an_evaluation_with_the_lines_just_before_it():
         (run_of(0.5), verdict.TRAIN_ON, "no direction"),
         (run_of(*FALLING), verdict.TRAIN_ON, "still falling: by 0.3000"),
         (run_of(0.2, 0.2), verdict.TRAIN_ON, "too few"),
-        (run_of(*FLAT), verdict.SWITCH, "not short of data"),
+        (run_of(*FLAT), verdict.SWITCH, "changed by -0.0010"),
+        (run_of(*FLAT, held_out=0.79), verdict.SWITCH, "not short of data"),
         (run_of(*FLAT, held_out=0.5), verdict.MORE_DATA, "run out of data"),
         (run_of(*FLAT, held_out=None), verdict.UNKNOWN, "was not recorded"),
         (run_of(0.1, 0.15, 0.2, 0.3), verdict.SWITCH, "KID rose by 0.2000"),
@@ -196,6 +203,30 @@ def test_pictures_are_bounded_and_follow_their_file(tmp_path):
     assert (GRIDS + 1) * GRID_BYTES * 4 / 3 < 8e6
     Image.new("RGB", (30, 30), "pink").save(path)
     assert picture(path) != first
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of a small DCGAN that has not taken a step."""
+    trainer = Trainer(dcgan_config(64, 0), TrainConfig("patches", "none"), [], [10], 10, torch.device("cpu"))
+    return Run(trainer, Habits(1, 1, 0, 1), tmp_path, RunLog(tmp_path), SignalRequests())
+
+
+def test_a_run_writes_its_page_and_outlives_a_failure(run, tmp_path, capsys):
+    run.write_report("Running")
+    page = (tmp_path / "report.html").read_text()
+    assert "Running: epoch 0.0 of 200, 0 of 2,000 images" in page and "patches an epoch" in page and "batch size" in page
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()
+    run.write_report("Running")
+    assert "report.html could not be written" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_says_so_on_its_page(run, tmp_path):
+    run.meter.add(torch.full((6,), float("nan")), 8, 0.0)
+    with pytest.raises(UserError, match="not finite"):
+        run.write_line()
+    assert "The run has diverged: loss_d, loss_g" in (tmp_path / "report.html").read_text()
 
 
 def test_compare_says_why_and_writes_one_page(tmp_path):
