@@ -371,10 +371,11 @@ def draw_overlay(job: Job, cuts: list[Cut]) -> Failure | None:
     try:
         with Slide(job.path) as slide:
             overview, _ = slide.overview()
-            picture, scale = slide.overview(max(1.0, max(slide.levels[0].width, slide.levels[0].height) / OVERLAY_SIDE))
+            side = max(slide.levels[0].width, slide.levels[0].height)
+            picture = overview if max(overview.shape) >= OVERLAY_SIDE else slide.overview(max(1.0, side / OVERLAY_SIDE))[0]
             reading = slide.reading(job.level, job.mpp)
             span = job.patch_size * reading.factor * slide.levels[reading.level].downsample
-        write_picture(job.overlay, np.asarray(_overlay(picture, scale, tissue.find_tissue(overview), span, cuts)))
+        write_picture(job.overlay, np.asarray(_overlay(picture, side, tissue.find_tissue(overview), span, cuts)))
     except UNREADABLE as error:
         if isinstance(error, UserError) and not isinstance(error, SlideError):
             raise
@@ -382,14 +383,14 @@ def draw_overlay(job: Job, cuts: list[Cut]) -> Failure | None:
     return None
 
 
-def _overlay(picture: np.ndarray, scale: float, mask: np.ndarray, span: float, cuts: list[Cut]) -> Image.Image:
-    size = picture.shape[1], picture.shape[0]
-    outline = mask & ~ndimage.binary_erosion(mask)
-    pixels = picture.copy()
-    pixels[np.asarray(Image.fromarray(outline).resize(size, Image.Resampling.NEAREST))] = (20, 20, 20)
-    image = Image.fromarray(pixels)
-    draw = ImageDraw.Draw(image)
+def _overlay(picture: np.ndarray, extent: int, mask: np.ndarray, span: float, cuts: list[Cut]) -> Image.Image:
+    """``picture`` with outline and patches. extent: the slide's longer side and span: a patch's side, in level-0 pixels."""
+    image = Image.fromarray(picture)
+    image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+    outline = Image.fromarray(mask & ~ndimage.binary_erosion(mask)).resize(image.size, Image.Resampling.NEAREST)
+    image.paste((20, 20, 20), mask=outline)
+    draw, zoom = ImageDraw.Draw(image), max(image.size) / extent
     for item in cuts:
-        x, y, side = (value / scale for value in (item.x, item.y, span))
+        x, y, side = (value * zoom for value in (item.x, item.y, span))
         draw.rectangle((x, y, x + side - 1, y + side - 1), outline=LABEL_COLOURS[item.label], width=max(1, round(side / 24)))
     return image

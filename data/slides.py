@@ -21,9 +21,9 @@ from common.errors import UserError
 
 SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif")
 PLAUSIBLE_MPP = (0.02, 50.0)  # what a microscope can mean; 72 dpi left by an image editor would say 353
-TILE_CACHE_BYTES = 256 * 2**20  # two rows of 512-pixel tiles of a slide 80,000 pixels wide
+TILE_CACHE_BYTES = 192 * 2**20  # two rows of 512-pixel tiles of a slide 60,000 pixels wide
 MAX_TILE_PIXELS = 4096 * 4096
-MAX_OVERVIEW_PIXELS = 16_000_000
+MAX_OVERVIEW_PIXELS = 9_000_000
 MAX_LEVEL_PIXELS = 20_000_000_000  # reading more than this for an overview takes minutes: the slide lacks its small levels
 BLOCK = 2048  # side of the blocks in which a large level is reduced to an overview
 _COMPRESSION_JPEG, _LOSSLESS = 7, {1, 5, 8, 32946}  # TIFF tag 259: none, LZW, two numbers for deflate
@@ -119,6 +119,9 @@ class Slide:
         out = np.empty((-(-level.height // step), -(-level.width // step), 3), np.uint8)
         for y in range(0, level.height, block):
             for x in range(0, level.width, block):
+                if self._tiles and self._tiles.left_out(index, x, y, block):
+                    out[y // step : (y + block) // step, x // step : (x + block) // step] = 255
+                    continue
                 region = self.read(index, x, y, min(block, level.width - x), min(block, level.height - y))
                 part = region[::step, ::step] if nearest else np.asarray(Image.fromarray(region).reduce(step))
                 out[y // step : y // step + part.shape[0], x // step : x // step + part.shape[1]] = part
@@ -242,6 +245,16 @@ class _TiffTiles:
                 if tile is not None:
                     _paste(out, tile, column * tile_w - x, row * tile_h - y, right - x, bottom - y)
         return out
+
+    def left_out(self, level: int, x: int, y: int, side: int) -> bool:
+        """Whether the file has no tile at all in the square of ``side`` pixels at (x, y); False for levels not read here."""
+        page = self.pages.get(level)
+        if page is None:
+            return False
+        columns, rows = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+        left, right = x // page.tilewidth, min((x + side - 1) // page.tilewidth + 1, columns)
+        below = range(y // page.tilelength, min((y + side - 1) // page.tilelength + 1, rows))
+        return not any(any(page.databytecounts[row * columns + left : row * columns + right]) for row in below)
 
     def _tile(self, level: int, index: int) -> np.ndarray | None:
         """Decoded tile (h, w, 3); None for a tile that the file leaves out."""

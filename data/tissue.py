@@ -25,7 +25,7 @@ MIN_FINE_DETAIL = 0.023
 MIN_DETAIL = 20.0  # grey levels squared
 MIN_SIDE_TO_QUARTER = 64  # pixels
 MAX_PEN_SHARE = 0.05  # of a patch at full resolution
-MIN_CONTRAST = 7.0  # standard deviation of grey levels of the flattest tissue; glass stays below
+MIN_CONTRAST = 6.0  # standard deviation of grey levels at a quarter of the size; the flattest tissue lies above, glass below
 
 
 def optical_density(rgb: np.ndarray, white: float | np.ndarray = 255.0) -> np.ndarray:
@@ -119,8 +119,8 @@ def pen_share(patch: np.ndarray) -> float:
 
 def is_blank(patch: np.ndarray) -> bool:
     """Whether a patch (H, W, 3) uint8 shows glass or padding rather than tissue: nearly flat, or hardly anything stained."""
-    small = np.asarray(Image.fromarray(patch).reduce(2))
-    return bool(_grey(small).std() < MIN_CONTRAST or (stain(small) > STAIN_LIMITS[0]).mean() < MIN_STAINED)
+    small = Image.fromarray(patch).reduce(4)
+    return bool(_grey(small).std() < MIN_CONTRAST or (stain(np.asarray(small)) > STAIN_LIMITS[0]).mean() < MIN_STAINED)
 
 
 def sharpness(patch: np.ndarray) -> float:
@@ -128,9 +128,7 @@ def sharpness(patch: np.ndarray) -> float:
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """
-    grey = _grey(patch)
-    neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    return float((neighbours - 4 * grey[1:-1, 1:-1]).var())
+    return _laplacian_variance(_grey(Image.fromarray(patch)))
 
 
 def is_blurred(patch: np.ndarray, mpp: float | None = None) -> bool:
@@ -139,22 +137,36 @@ def is_blurred(patch: np.ndarray, mpp: float | None = None) -> bool:
     ``mpp``: its micrometres per pixel, 0.5 where unknown. Focus shows in how much of the detail at 2 um is left at 0.5 um,
     whatever the stain's contrast; where there is next to no detail at all a quarter is blurred beyond that comparison.
     """
-    fine = Image.fromarray(patch).reduce(max(1, round(FOCUS_MPP / (mpp or FOCUS_MPP))))
-    width, height = fine.size
-    boxes = [(x, y, x + width // 2, y + height // 2) for x in (0, width // 2) for y in (0, height // 2)]
-    quarters = [fine.crop(box) for box in boxes] if min(fine.size) >= MIN_SIDE_TO_QUARTER else [fine]
-    stained = [part for part in quarters if (stain(np.asarray(part.reduce(2))) > STAIN_LIMITS[0]).mean() >= 0.5] or [fine]
-    return 2 * sum(map(_lacks_detail, stained)) >= len(stained)
+    step = max(1, round(FOCUS_MPP / (mpp or FOCUS_MPP)))
+    fine = Image.fromarray(patch).reduce(step) if step > 1 else Image.fromarray(patch)
+    coarse = fine.reduce(4)
+    stained = stain(np.asarray(coarse)) > STAIN_LIMITS[0]
+    quartered = min(fine.size) >= MIN_SIDE_TO_QUARTER
+    parts = list(zip(*(_quarters(array, quartered) for array in (_grey(fine), _grey(coarse), stained)), strict=True))
+    judged = [part for part in parts if part[2].mean() >= 0.5] or parts
+    return 2 * sum(_lacks_detail(detailed, rough) for detailed, rough, _ in judged) >= len(judged)
 
 
-def _lacks_detail(image: Image.Image) -> bool:
-    detail = sharpness(np.asarray(image))
-    return detail < MIN_DETAIL or detail < MIN_FINE_DETAIL * sharpness(np.asarray(image.reduce(4)))
+def _quarters(array: np.ndarray, quartered: bool) -> list[np.ndarray]:
+    if not quartered:
+        return [array]
+    half_height, half_width = (side // 2 for side in array.shape)
+    return [array[y : y + half_height, x : x + half_width] for y in (0, half_height) for x in (0, half_width)]
 
 
-def _grey(patch: np.ndarray) -> np.ndarray:
+def _lacks_detail(fine: np.ndarray, coarse: np.ndarray) -> bool:
+    detail = _laplacian_variance(fine)
+    return detail < MIN_DETAIL or detail < MIN_FINE_DETAIL * _laplacian_variance(coarse)
+
+
+def _laplacian_variance(grey: np.ndarray) -> float:
+    neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float((neighbours - 4 * grey[1:-1, 1:-1]).var())
+
+
+def _grey(image: Image.Image) -> np.ndarray:
     """Luminance (ITU-R 601) as float32."""
-    return np.asarray(Image.fromarray(patch).convert("L"), np.float32)
+    return np.asarray(image.convert("L"), np.float32)
 
 
 def _without_small(mask: np.ndarray, size: int) -> np.ndarray:
