@@ -101,14 +101,24 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
             f"condition {config.condition} {dataset.classes or ''}, {len(dataset)} patches an epoch, epochs {config.epochs}, "
             f"batch {config.batch_size}, {describe(trainer.device)}, torch {torch.__version__}"
         )
-        real = [dataset.pixels(index) for index in np.linspace(0, len(dataset) - 1, min(40, len(dataset))).astype(int)]
-        log.picture("real.png", grid(middle_of(np.stack(real), dataset.image_size), 8), trainer.images)
+        log.picture("real.png", real_grid(dataset), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share)
         held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every else None
         stopped = Run(trainer, habits, folder, log, requests, held_out).train(make_loader(trainer, dataset, args.workers))
         log.close()
     return 128 + stopped if stopped is not None else 0
+
+
+def real_grid(dataset: PatchDataset):
+    """Real patches laid out as the sample pictures are: a row of eight a class that has patches (few ones repeat), or four rows."""
+    labels = np.array([dataset.label(index) for index in range(len(dataset))])
+    rows = [np.flatnonzero(labels == number) for number in range(len(dataset.classes))] or np.array_split(
+        np.arange(len(dataset)), 4
+    )
+    captions = [name for name, row in zip(dataset.classes, rows, strict=False) if len(row)]
+    chosen = [row[place] for row in rows if len(row) for place in np.linspace(0, len(row) - 1, 8).astype(int)]
+    return grid(middle_of(np.stack([dataset.pixels(index) for index in chosen]), dataset.image_size), 8, captions)
 
 
 def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device) -> HeldOut:
