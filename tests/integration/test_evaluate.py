@@ -93,7 +93,7 @@ def test_parts_can_be_left_out_and_sets_limited(folders, quick_networks, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ([], 2, "one of the arguments --checkpoint --images is required"),
+        ([], 2, "one of the arguments --checkpoint --images --compare is required"),
         (["--images", "a", "--checkpoint", "b"], 2, "not allowed with"),
         (["--images", "a", "--max_images", "0"], 2, "at least 1"),
         (["--images", "{root}/made", "--patches", "{root}/nowhere"], 1, "no patch folder at"),
