@@ -73,6 +73,8 @@ def test_a_run_leaves_checkpoints_logs_and_pictures(finished):
     assert list((logs / "tensorboard").glob("events*"))
     text = (logs / "train.log").read_text()
     assert "\r" not in text and "done: 4 epochs, 48 images" in text
+    page = (logs / "report.html").read_text()
+    assert "Done: epoch 4.0 of 4, 48 of 48 images" in page and page.count("data:image/jpeg") == 5
 
 
 def test_stopping_and_resuming_gives_the_same_weights_bit_for_bit(patches, finished, tmp_path):
