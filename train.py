@@ -6,7 +6,6 @@ python train.py --resume                          go on from the newest whole ch
 nohup python train.py --epochs 200 > /dev/null 2>&1 &       then: tail -f logs/train.log
 """
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +22,13 @@ from metrics.watch import COUNT, Watch
 from models.config import ModelConfig, dcgan_config
 from training import options, resume
 from training.config import TrainConfig
-from training.device import choose_device, describe, peak_memory_mb
+from training.device import choose_device, describe
+from training.dry_run import dry_run
 from training.lock import lock_folder
 from training.runlog import RunLog
 from training.sampling import to_uint8
 from training.signals import SignalRequests
-from training.trainer import Habits, HeldOut, Run, Trainer, duration
+from training.trainer import Habits, HeldOut, Run, Trainer
 
 
 def main() -> int:
@@ -129,26 +129,6 @@ def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device) -> 
     if held_out is dataset:
         say("note: no held-out patches; scores during training are against the training patches")
     return HeldOut(torch.stack(images), torch.tensor(labels), Watch(to_uint8(torch.stack(images)), seed, str(device)))
-
-
-def dry_run(trainer: Trainer, loader: DataLoader) -> int:
-    """Say what a run would be, from a few real steps that are thrown away."""
-    batches = iter(loader)
-    trainer.train_on(*next(batches))  # the first step pays for warming up
-    start, images = time.monotonic(), trainer.images
-    while trainer.images < trainer.images_total and time.monotonic() - start < 5:
-        trainer.train_on(*next(batches))
-    rate = max(trainer.images - images, 1) / (time.monotonic() - start)
-    step = trainer.step
-    millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (step.generator, step.discriminator)]
-    for name, value in (trainer.model.to_dict() | trainer.config.to_dict()).items():
-        say(f"{name:>16}  {value}")
-    say(f"{'parameters':>16}  generator {millions[0]:.2f} M, discriminator {millions[1]:.2f} M")
-    say(f"{'memory':>16}  {peak_memory_mb(trainer.device)} MB on {describe(trainer.device)}")
-    say(f"{'speed':>16}  {rate:.1f} images/s")
-    say(f"{'one epoch':>16}  {trainer.images_per_epoch} patches, {duration(trainer.images_per_epoch / rate)}")
-    say(f"{'whole run':>16}  {trainer.config.epochs} epochs, {duration(trainer.images_total / rate)}")
-    return 0
 
 
 def middle_of(pixels: np.ndarray, size: int) -> np.ndarray:
