@@ -26,11 +26,11 @@ from metrics.section import Finding, Section, Table
 
 SIDE = 32  # pixels of the small pictures; also what ``Gallery.thumbnails`` are reduced to
 HIGH_PASS = 1.5  # standard deviation in small pixels; below it, all tissue with the same lumen looks alike
-# Held-out patches reach 0.51 whole and 0.72 half; copies, turned or recoloured ones 1.00, halves of mixtures 0.95, blends of two
-# patches 0.69 (docs/evaluation.md).
+# Real tissue of other slides reaches 0.42 whole and 0.61 half; copies, turned or recoloured ones 1.00, halves of mixtures 0.95,
+# blends of two patches 0.68 (docs/evaluation.md).
 WHOLE_LIMIT, HALF_LIMIT = 0.60, 0.85
-NOISE = 1.0  # grey levels of standard deviation: below it a sketch is blank
-BLANK_HALF = 0.5  # of the usual deviation: a half that is mostly glass matches any other with the same edge
+NOISE = 0.7  # grey levels, which half of the pixels of a sketch must exceed: below it is nothing to compare
+BLANK_HALF = 0.1  # of the usual deviation: half of a half's pixels must exceed it, for glass with one edge matches any other such
 MARGIN = 0.05  # above what nearly all held-out patches reach
 FEATURE_RATIO = 0.75  # of the distance that nearly all held-out patches keep
 SHARE_LIMIT = 0.005  # of the images
@@ -84,7 +84,7 @@ def sketches(images: np.ndarray) -> np.ndarray:
 def pixel_matches(images: np.ndarray, gallery: np.ndarray) -> tuple[Matches, Matches]:
     """Best matches of sketches (N, 32, 32) among the gallery's (M, 32, 32): of whole images, and of the best half."""
     whole_gallery = _unit(gallery, NOISE)
-    textured = BLANK_HALF * float(np.median(gallery.std((1, 2))))
+    textured = max(BLANK_HALF * float(np.median(gallery.std((1, 2)))), NOISE)
     half_galleries = [_unit(gallery[window], textured) for window in _HALVES]
     whole, half = _Best(len(images)), _Best(len(images))
     for start in range(0, len(images), _CHUNK):
@@ -97,11 +97,11 @@ def pixel_matches(images: np.ndarray, gallery: np.ndarray) -> tuple[Matches, Mat
 
 
 def _unit(pictures: np.ndarray, least: float) -> np.ndarray:
-    """Flat vectors without mean, of length 1; those with a standard deviation below ``least`` become 0 and match nothing."""
+    """Flat vectors without mean, of length 1; below ``least`` in median absolute deviation they become 0."""
     flat = pictures.reshape(len(pictures), -1)
+    blank = np.median(np.abs(flat - np.median(flat, axis=1, keepdims=True)), axis=1, keepdims=True) < least
     flat = flat - flat.mean(1, keepdims=True)
-    deviation = flat.std(1, keepdims=True)
-    return np.where(deviation < least, 0, flat / np.maximum(deviation * np.sqrt(flat.shape[1]), 1e-6)).astype(np.float32)
+    return np.where(blank, 0, flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
 class _Best:

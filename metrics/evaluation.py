@@ -56,7 +56,7 @@ def assess(sets: Sets, networks: Networks, seed: int, skip: Collection[str] = ()
     if "copies" not in skip:
         sections.append(_copies(sets, networks.local, cache))
     if "artefacts" not in skip:
-        sections.append(stationarity_section(fake.images, train.images, held_out.images))
+        sections.append(stationarity_section(fake, train, held_out))
         sections.append(artefacts_section(fake.images, train.images, held_out.images, train.groups))
     if not {"grades", "utility"} <= set(skip):
         labelled = [Labelled(getattr(standard, name), part.labels, part.groups) for name, part in _named(sets)]

@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 
-from metrics.stationarity import LIMIT, fields, position_maps, stationarity_section, where
+from metrics.images import image_set
+from metrics.stationarity import LIMIT, SCALES, fields, position_maps, stationarity_section, where
 from tests.drawn_tissue import drawn_tissue
 
 TRAIN, HELD_OUT, FRESH = drawn_tissue(400), drawn_tissue(150, seed=1), drawn_tissue(250, seed=2)
 
 
-def found(images, train=TRAIN):
-    return [finding.text for finding in stationarity_section(images, train, HELD_OUT).findings]
+def section(images, train=TRAIN, held_out=HELD_OUT):
+    return stationarity_section(image_set(images), image_set(train), image_set(held_out))
+
+
+def found(images):
+    return [finding.text for finding in section(images).findings]
 
 
 def add(images, place, amount):
@@ -42,10 +47,9 @@ def test_what_real_patches_share_is_no_fault_elsewhere_it_is():
     # Patches cut beside the edge of the tissue are lighter on one side, always the same.
     light = np.linspace(0, 60, 32)[None, None, :, None]
     shaded, shaded_fresh = add(TRAIN, np.s_[:], light), add(FRESH, np.s_[:], light)
-    section = stationarity_section(shaded_fresh, shaded, add(HELD_OUT, np.s_[:], light))
-    assert section.findings == []
+    assert section(shaded_fresh, shaded, add(HELD_OUT, np.s_[:], light)).findings == []
     from_the_top = add(FRESH, np.s_[:], np.swapaxes(light, 1, 2))
-    assert stationarity_section(from_the_top, shaded, add(HELD_OUT, np.s_[:], light)).findings != []
+    assert section(from_the_top, shaded, add(HELD_OUT, np.s_[:], light)).findings != []
 
 
 def test_a_generator_that_learnt_turned_patches_is_not_accused():
@@ -54,7 +58,7 @@ def test_a_generator_that_learnt_turned_patches_is_not_accused():
     turned = add(FRESH, np.s_[:], light)
     for index in range(len(turned)):
         turned[index] = np.rot90(turned[index], index % 4)[:, :: 1 if index % 8 < 4 else -1]
-    assert stationarity_section(turned, shaded, add(HELD_OUT, np.s_[:], light)).findings == []
+    assert section(turned, shaded, add(HELD_OUT, np.s_[:], light)).findings == []
 
 
 def test_fields_are_relative_to_their_image():
@@ -63,12 +67,28 @@ def test_fields_are_relative_to_their_image():
 
 
 def test_large_images_are_reduced():
-    assert position_maps(np.full((3, 300, 300, 3), 200, np.uint8)).mean.shape == (2, 5, 100, 100)
+    assert position_maps(np.full((3, 300, 300, 3), 200, np.uint8)).means["fine"].shape == (5, 100, 100)
 
 
 def test_blank_images_give_finite_maps():
     maps = position_maps(np.full((4, 16, 16, 3), 255, np.uint8))
-    assert np.isfinite(maps.mean).all() and (maps.error > 0).all()
+    assert all(np.isfinite(mean).all() for mean in maps.means.values())
+    assert all((error > 0).all() for error in maps.errors.values())
+
+
+def test_errors_are_those_of_independent_draws():
+    maps = [position_maps(drawn_tissue(100, seed=seed)) for seed in range(3, 11)]
+    for scale in SCALES:
+        spread = np.stack([part.means[scale] for part in maps]).std(0, ddof=1).mean()
+        assert np.mean([part.errors[scale].mean() for part in maps]) == pytest.approx(spread, rel=0.2)
+
+
+def test_errors_count_slides_where_patches_of_a_slide_are_alike():
+    slides = np.repeat(np.arange(20), 6)
+    repeated = drawn_tissue(20)[slides]
+    shuffled = np.random.default_rng(0).permutation(120)
+    grouped = position_maps(repeated[shuffled], slides[shuffled]).errors["fine"].mean()
+    assert grouped == pytest.approx(np.sqrt(6) * position_maps(repeated).errors["fine"].mean(), rel=0.05)
 
 
 @pytest.mark.parametrize(
