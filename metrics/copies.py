@@ -35,6 +35,7 @@ MARGIN = 0.05  # above what nearly all held-out patches reach
 FEATURE_RATIO = 0.75  # of the distance that nearly all held-out patches keep
 SHARE_LIMIT = 0.005  # of the images
 _SHOWN = 12
+_CELL = 128  # pixels: smaller pictures are enlarged to about this side
 _CHUNK = 256
 _HALVES = tuple(np.s_[:, part, :] for part in (slice(0, SIDE // 2), slice(SIDE // 2, None)))
 _HALVES += tuple(np.s_[:, :, part] for part in (slice(0, SIDE // 2), slice(SIDE // 2, None)))
@@ -164,12 +165,17 @@ def feature_suspicion(
     found = feature_matches(images, training, extractor, "copies: generated images, eight symmetries")
     control = feature_matches(held_out, training, extractor, "copies: held-out patches, eight symmetries", cache)
     limit = FEATURE_RATIO * float(np.quantile(control.score, 0.01))
-    tiny = 1e-9
-    return Suspicion("features", limit, limit / (found.score + tiny), limit / (control.score + tiny), found)
+    least = limit / 100  # an exact copy lies at distance 0
+    return Suspicion("features", limit, limit / (found.score + least), limit / (control.score + least), found)
 
 
-def copies_section(images: np.ndarray, suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery) -> Section:
-    """Share of copies and pictures of the most suspicious pairs. sampled: the training patches whose features were compared."""
+def copies_section(
+    images: np.ndarray, names: np.ndarray, suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery
+) -> Section:
+    """Share of copies and pictures of the most suspicious pairs.
+
+    images (N, S, S, 3) uint8 and names (N,): the generated ones. sampled: the training patches whose features were compared.
+    """
     excess = np.stack([suspicion.excess for suspicion in suspicions])
     control = np.stack([suspicion.held_out_excess for suspicion in suspicions])
     share, real_share = float((excess > 1).any(0).mean()), float((control > 1).any(0).mean())
@@ -185,9 +191,11 @@ def copies_section(images: np.ndarray, suspicions: list[Suspicion], gallery: Gal
     if share > limit:
         text = f"{share:.1%} of the images are copies of training patches, turned, recoloured, mixed or shifted ones included"
         section.findings.append(Finding("copies", text, share, limit))
-    pairs, lines = _pairs(images, suspicions, gallery, sampled)
-    section.figures.append((f"Most suspicious pairs, generated left, training patch right, in its matching turn. {lines}", pairs))
-    section.numbers["most_suspicious"] = lines.split("; ")
+    cells, pairs = _pairs(images, names, suspicions, gallery, sampled)
+    section.numbers["most_suspicious"] = pairs
+    section.tables.append(Table("Most suspicious pairs", ["image", "training patch", "likeness", "of the limit"], pairs))
+    caption = "The same pairs from left to right: generated image, and the training patch in its matching turn"
+    section.figures.append((caption, data_uri(grid(cells, 6), "JPEG")))
     return section
 
 
@@ -198,13 +206,16 @@ _EXPLANATION = (
 )
 
 
-def _pairs(images: np.ndarray, suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery) -> tuple[str, str]:
+def _pairs(
+    images: np.ndarray, names: np.ndarray, suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery
+) -> tuple[np.ndarray, list[list[str]]]:
     excess = np.stack([suspicion.excess for suspicion in suspicions])
-    cells, lines = [], []
+    cells, rows = [], []
     for image in np.argsort(-excess.max(0), kind="stable")[:_SHOWN]:
         suspicion = suspicions[int(excess[:, image].argmax())]
         source = sampled if suspicion.kind == "features" else gallery
         index = int(suspicion.matches.index[image])
         cells += [images[image], undo(source.picture(index), int(suspicion.matches.symmetry[image]))]
-        lines.append(f"image {image} and {source.names[index]} ({suspicion.kind}, {suspicion.excess[image]:.2f} of the limit)")
-    return data_uri(grid(np.stack(cells), 6), "JPEG"), "; ".join(lines)
+        rows.append([str(names[image]), str(source.names[index]), suspicion.kind, f"{suspicion.excess[image]:.2f}"])
+    enlarged = max(_CELL // images.shape[1], 1)
+    return np.stack(cells).repeat(enlarged, 1).repeat(enlarged, 2), rows

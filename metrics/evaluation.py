@@ -85,4 +85,4 @@ def _copies(sets: Sets, local: Extractor | None, cache: Path | None) -> Section:
         training = extract(sets.train.images, local, "copies: training patches", cache)
         suspicions.append(feature_suspicion(fake, held_out, training, local, cache))
     sampled = Gallery(np.empty(0), sets.train.names, lambda index: sets.train.images[index])
-    return copies_section(fake, suspicions, sets.gallery, sampled)
+    return copies_section(fake, sets.fake.names, suspicions, sets.gallery, sampled)

@@ -43,7 +43,8 @@ KINDS = {
 
 
 def section(images):
-    return copies_section(images, pixel_suspicions(images, HELD_OUT, THUMBNAILS), GALLERY, GALLERY)
+    names = np.array([f"image {index}" for index in range(len(images))])
+    return copies_section(images, names, pixel_suspicions(images, HELD_OUT, THUMBNAILS), GALLERY, GALLERY)
 
 
 def test_other_tissue_is_not_accused():
@@ -57,7 +58,7 @@ def test_five_copies_in_a_hundred_are_all_found(kind):
     result = section(np.concatenate([FRESH, planted]))
     assert [finding.test for finding in result.findings] == ["copies"]
     assert result.numbers["share"] == pytest.approx(0.05)
-    assert all(f"image {95 + index} and patch" in " ".join(result.numbers["most_suspicious"]) for index in range(5))
+    assert {pair[0] for pair in result.numbers["most_suspicious"][:5]} == {f"image {95 + index}" for index in range(5)}
 
 
 def test_the_match_names_the_patch_and_its_turn():
