@@ -100,7 +100,7 @@ def test_streamed_patches_are_those_of_the_plain_way(streaming, files, tmp_path,
     assert 0 < max(most) <= room
     assert not list(staging.rglob("*.tiff*"))
     assert all(entry.state == "used" for entry in Ledger(staging).entries.values())
-    # No slide is fetched twice: it would come with its mask. An image may be asked for again, as the probe or to go on in the middle.
+    # No slide is fetched twice: its mask would be too. An image may be asked for again, as the probe or to go on in the middle.
     assert [server.count("storage", name) for name in files if "mask" in name] == [1] * sum("mask" in name for name in files)
 
 
