@@ -19,8 +19,8 @@ from data.augment import Augmentation
 from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
 from metrics.watch import COUNT, Watch
-from models.config import ModelConfig, dcgan_config
-from training import options, resume
+from models.config import ModelConfig
+from training import options, presets, resume
 from training.config import TrainConfig
 from training.device import choose_device, describe
 from training.dry_run import dry_run
@@ -49,7 +49,11 @@ def main() -> int:
     )
     if args.preview_augmentation:
         return preview(dataset, config.seed, args.preview_augmentation)
-    model = ModelConfig.from_dict(state["model"]) if state else dcgan_config(dataset.image_size, len(dataset.classes))
+    model = (
+        ModelConfig.from_dict(state["model"])
+        if state
+        else presets.model_config(args, dataset.image_size, len(dataset.classes), device)
+    )
     trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device)
     if state:
         resume.restore(trainer, state)
@@ -65,7 +69,8 @@ def new_config(args) -> TrainConfig:
     """Settings of a new run: typed flags over the defaults."""
     augmentation = Augmentation(**options.given(args, options.AUGMENTATIONS)).to_dict()
     typed = options.given(args, options.RUN_FLAGS)
-    return TrainConfig(patches=str(args.patches), condition=choose_condition(args), augmentation=augmentation, **typed)
+    defaults = presets.training_defaults(args.model or presets.DEFAULT_MODEL, typed.get("objective"))
+    return TrainConfig(patches=str(args.patches), condition=choose_condition(args), augmentation=augmentation, **defaults | typed)
 
 
 def choose_condition(args) -> str:

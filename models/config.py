@@ -6,8 +6,20 @@ from dataclasses import asdict, dataclass
 
 from common.errors import UserError
 
-MODELS = ("dcgan",)
+MODELS = ("dcgan", "improved")
+DISCRIMINATORS = ("projected", "residual")
+NORMS = ("demodulation", "instance")
 IMAGE_SIZES = (64, 128, 256)
+
+
+# The improved generator's start: see models.improved.
+BASE = 8  # positions a side of the noise field that end up in the image
+MARGIN = 5  # positions on each side at the start of each level: two convolutions and a doubling lead back to it
+STYLE_DIM = 64
+FIELD_CHANNELS = 8
+FIELD_SIDE = BASE + 2 * MARGIN
+
+_TUPLES = ("g_channels", "d_channels", "attention")
 
 
 @dataclass(frozen=True)
@@ -17,6 +29,9 @@ class ModelConfig:
     image_size: side of the square image in pixels, a power of two. latent_dim: length of z. num_classes: 0 for an unconditional
     model. g_channels: feature maps of the generator at 4x4, 8x8, ... up to half the image size. d_channels: feature maps of the
     discriminator from half the image size down to 4x4.
+    The rest is the improved model's: g_channels count from 8x8 up to the image size; discriminator, norm: see the names above;
+    d_channels: of the residual one from the image size down, of the projected one the width of its heads; attention: resolutions
+    with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at.
     """
 
     model: str
@@ -25,18 +40,21 @@ class ModelConfig:
     num_classes: int
     g_channels: tuple[int, ...]
     d_channels: tuple[int, ...]
+    discriminator: str = ""
+    norm: str = ""
+    attention: tuple[int, ...] = ()
+    spectral_norm: bool = False
+    grow_from: int = 0
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""
-        return asdict(self) | {"g_channels": list(self.g_channels), "d_channels": list(self.d_channels)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _TUPLES}
 
     @staticmethod
     def from_dict(values: dict) -> ModelConfig:
         """Inverse of ``to_dict``. Raises UserError for a model or a field that this version does not know."""
         try:
-            config = ModelConfig(
-                **values | {"g_channels": tuple(values["g_channels"]), "d_channels": tuple(values["d_channels"])},
-            )
+            config = ModelConfig(**values | {name: tuple(values[name]) for name in _TUPLES if name in values})
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"the model configuration does not fit this version ({error}); use the version it was trained with"
@@ -57,3 +75,42 @@ def dcgan_config(image_size: int, num_classes: int) -> ModelConfig:
     sizes = [image_size // 2**k for k in range(1, image_size.bit_length() - 2)]
     channels = tuple(min(512, 32 * (image_size // 2 // size)) for size in sizes)
     return ModelConfig("dcgan", image_size, 100, num_classes, channels[::-1], channels)
+
+
+# Feature maps of the improved generator at 8x8, 16x16, ..., 256x256, and the width of the discriminator, by preset.
+WIDTHS = {
+    "cpu": ((64, 64, 48, 24, 16, 8), 32),
+    "gpu": ((256, 256, 192, 96, 48, 24), 64),
+    "large": ((512, 512, 384, 192, 96, 48), 128),
+}
+
+
+def improved_config(
+    image_size: int,
+    num_classes: int,
+    preset: str = "cpu",
+    discriminator: str = "projected",
+    norm: str = "demodulation",
+    attention: bool = True,
+    spectral_norm: bool = True,
+    grow_from: int | None = None,
+) -> ModelConfig:
+    """The improved model at the widths of ``preset``. grow_from None: progressive growing starts at 64 pixels."""
+    if image_size not in IMAGE_SIZES:
+        raise UserError(f"image_size {image_size} is not one of {', '.join(map(str, IMAGE_SIZES))}; choose one of these")
+    widths, width = WIDTHS[preset]
+    levels = image_size.bit_length() - 3
+    pyramid = tuple(min(8 * width, width * 2**k // 2) for k in range(levels + 1))
+    return ModelConfig(
+        "improved",
+        image_size,
+        STYLE_DIM + FIELD_CHANNELS * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
+        num_classes,
+        g_channels=widths[:levels],
+        d_channels=(width,) if discriminator == "projected" else pyramid,
+        discriminator=discriminator,
+        norm=norm,
+        attention=(16,) if attention else (),
+        spectral_norm=spectral_norm,
+        grow_from=min(image_size, grow_from or 64),
+    )

@@ -71,12 +71,20 @@ class DCGANDiscriminator(nn.Module):
         if self.projection is not None:
             nn.init.zeros_(self.projection.weight)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        features = self.features(images)
+    def look(self, images: Tensor) -> list[Tensor]:
+        """The images as they are."""
+        return [images]
+
+    def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """[images], labels -> logits (N,)."""
+        features = self.features(maps[0])
         logits = self.head(features).flatten()
         if self.projection is not None:
             logits = logits + (self.projection(labels) * features.mean(dim=(2, 3))).sum(dim=1)
         return logits
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.judge(self.look(images), labels)
 
 
 def from_legacy(generator: dict[str, Tensor], discriminator: dict[str, Tensor] | None) -> tuple[ModelConfig, dict, dict | None]:

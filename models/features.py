@@ -45,6 +45,10 @@ class Lite0(nn.Module):
         """Four feature maps, (N, 24, H/4, W/4), (N, 40, H/8, W/8), (N, 112, H/16, W/16) and (N, 320, H/32, W/32)."""
         return self.network.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
 
+    def maps(self, images: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
+        """Maps of the named stages alone; stage 0 to 4 have strides 2 to 32 and 16, 24, 40, 112, 320 channels."""
+        return self.network.forward_intermediates(images, indices=list(stages), intermediates_only=True, stop_early=True)
+
     def pooled(self, images: Tensor) -> Tensor:
         """Features of whole images, (N, 1280): the last convolution, averaged over positions."""
         return self.network(images)

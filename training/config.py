@@ -14,6 +14,10 @@ class TrainConfig:
     patches: folder of patches. condition: none, label or isup. epochs: total, one epoch is as many images as there are training
     patches. lr_g, lr_d: Adam's learning rates. label_smoothing: real images get the target 1 - s. ema_half_life: images after
     which a weight counts half in the averaged generator. augmentation: strengths by kind. stain_normalize: none, macenko, reinhard.
+    objective: one of models.losses.OBJECTIVES. r1, r2, gradient_penalty: weights of the penalties on D's gradient, taken every
+    penalty_every steps and so much more strongly (lazy regularisation, Karras et al., StyleGAN2, 2020). perceptual: weight of the
+    feature matching. adaptive: kinds of augmentation in front of D, [] for none. warmup_images, lr_decay: see training.schedule.
+    grow_images: length of a phase of progressive growing. betas: Adam's.
     """
 
     patches: str
@@ -27,6 +31,17 @@ class TrainConfig:
     seed: int = 0
     augmentation: dict[str, float] = field(default_factory=dict)
     stain_normalize: str = "none"
+    objective: str = "non_saturating"
+    r1: float = 0.0
+    r2: float = 0.0
+    gradient_penalty: float = 0.0
+    penalty_every: int = 8
+    perceptual: float = 0.0
+    adaptive: list[str] = field(default_factory=list)
+    warmup_images: int = 0
+    lr_decay: str = "none"
+    grow_images: int = 10_000
+    betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""

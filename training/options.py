@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 from common.cli import fraction, natural, non_negative_float, positive_float, positive_int
+from models.augment import KINDS
+from models.config import DISCRIMINATORS, MODELS, NORMS, WIDTHS
+from models.losses import OBJECTIVES
 
 # Flags that describe the run and not the machine: name -> whether a resumed run may change it.
 RUN_FLAGS = {
@@ -16,7 +19,18 @@ RUN_FLAGS = {
     "label_smoothing": True,
     "seed": False,
     "stain_normalize": False,
+    "objective": True,
+    "r1": True,
+    "r2": True,
+    "gradient_penalty": True,
+    "perceptual": True,
+    "adaptive": True,
+    "warmup_images": True,
+    "lr_decay": True,
+    "grow_images": False,
 }
+# Flags that shape the improved model's networks, passed on to improved_config.
+MODEL_FLAGS = ("preset", "discriminator", "norm", "attention", "spectral_norm", "grow_from")
 AUGMENTATIONS = {
     "flips": (fraction, "probability of each mirror image, 0..1; default 0.5, tissue has no handedness"),
     "quarter_turns": (fraction, "probability of a turn by 90, 180 or 270 degrees, 0..1; default 0.75, tissue has no upright"),
@@ -47,14 +61,42 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--preview_augmentation", type=Path, metavar="FILE", help="write a picture of what the discriminator sees, and leave"
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=("dcgan",), help="architecture; default dcgan")
+    model.add_argument("--model", choices=MODELS, help="architecture; default dcgan")
     model.add_argument("--image_size", type=int, choices=(64, 128, 256), help="side of the images in pixels; default 256")
     model.add_argument(
         "--condition", choices=("none", "label", "isup"), help="what the images depend on; default label where there are labels"
     )
+    _improved(parser.add_argument_group("the improved model"))
     _training(parser.add_argument_group("training"))
+    _objective(parser.add_argument_group("objective"))
     _files(parser.add_argument_group("files and machine"))
     return parser
+
+
+def _improved(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--preset", choices=tuple(WIDTHS), help="size of the networks; default cpu, gpu on CUDA")
+    group.add_argument("--discriminator", choices=DISCRIMINATORS, help="on frozen features, or on pixels alone; default projected")
+    group.add_argument("--norm", choices=NORMS, help="how styles act in the generator; default demodulation")
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--attention", action=switch, default=None, help="self-attention at 16x16; default on")
+    group.add_argument("--spectral_norm", action=switch, default=None, help="in the discriminator; default on")
+    group.add_argument(
+        "--grow_from", type=int, choices=(16, 32, 64, 128, 256), help="progressive growing from this resolution; default 64"
+    )
+    group.add_argument("--grow_images", type=positive_int, help="images of each phase of growing; default 10000")
+
+
+def _objective(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--objective", choices=OBJECTIVES, help="default hinge, for dcgan non_saturating")
+    group.add_argument("--r1", type=non_negative_float, help="weight of the gradient penalty on real images; default 0")
+    group.add_argument("--r2", type=non_negative_float, help="the same on generated images; default 0")
+    group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
+    group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 1, for dcgan 0")
+    group.add_argument(
+        "--adaptive", nargs="*", choices=KINDS, help="augmentation in front of D, as strong as it needs; no kind switches it off"
+    )
+    group.add_argument("--warmup_images", type=natural, help="images of linear warm-up; default 2000, for dcgan 0")
+    group.add_argument("--lr_decay", choices=("none", "cosine"), help="of both learning rates over the run; default none")
 
 
 def _training(group: argparse._ArgumentGroup) -> None:

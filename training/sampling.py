@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.seeding import derive_seed
-from models import build
+from models import build_generator
 from models.config import ModelConfig
 from models.dcgan import from_legacy
 from models.ema import calibrate_batch_norm
@@ -124,7 +124,7 @@ def load_sampler(path: Path, device: torch.device) -> Sampler:
     else:
         config, weights = ModelConfig.from_dict(state["model"]), state["ema"]
         classes, counts = state["classes"], state["class_counts"]
-    generator, _ = build(config)
+    generator = build_generator(config)
     try:
         generator.load_state_dict(weights)
     except RuntimeError as error:

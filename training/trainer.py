@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.pictures import grid
 from common.seeding import derive_seed
 from models import build
+from models.augment import adapt
 from models.config import ModelConfig
 from models.ema import ema_decay, make_ema, update_ema
 from training import checkpoint
@@ -27,6 +28,7 @@ from training.device import describe, peak_memory_mb
 from training.report import REPORT, Facts, write_run_report
 from training.runlog import RunLog, duration
 from training.sampling import Sampler, calibrate, latent, run_generator
+from training.schedule import growth, learning_rate_factor
 from training.signals import SignalRequests
 from training.step import STATISTICS, GanStep
 
@@ -34,6 +36,7 @@ SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 GRID_COLUMNS = 8
+ADAPT_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Trainer:
         self.step = GanStep(generator, discriminator, config)
         self.ema = make_ema(generator)
         self.best_kid = math.inf
+        self.strength = 0.0  # of the augmentation in front of D
+        self._verdicts: list[Tensor] = []
         self._calibrated_at: int | None = None
 
     # -- state
@@ -90,6 +95,11 @@ class Trainer:
     def epoch(self) -> float:
         """Epochs done, fractional."""
         return self.images / self.images_per_epoch
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels that the generator paints now; below the image size while it grows."""
+        return 2 ** math.ceil(getattr(self.step.generator, "growth", math.log2(self.model.image_size)))
 
     @property
     def images_total(self) -> int:
@@ -105,6 +115,8 @@ class Trainer:
             "classes": self.classes,
             "class_counts": self.class_counts,
             "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch, "best_kid": self.best_kid},
+            "strength": self.strength,
+            "verdicts": torch.stack(self._verdicts).cpu() if self._verdicts else torch.zeros(0),
             "generator": self.step.generator.state_dict(),
             "discriminator": self.step.discriminator.state_dict(),
             "ema": self.ema.state_dict(),
@@ -126,6 +138,8 @@ class Trainer:
                     group["lr"] = rate
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
+            self.strength = float(state.get("strength", 0.0))
+            self._verdicts = list(state["verdicts"].to(self.device)) if "verdicts" in state else []
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
@@ -154,10 +168,34 @@ class Trainer:
         z = torch.randn(count, self.model.latent_dim).to(self.device, non_blocking=True)
         real = real.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(self.device, non_blocking=True) if self.model.num_classes else None
-        statistics = self.step(real, labels, z)
+        statistics = self.step(real, labels, z, **self._schedule(count))
         self.images += count
+        self._adapt(statistics, count)
         update_ema(self.ema, self.step.generator, ema_decay(self.images, count, self.config.ema_half_life))
         return statistics
+
+    def _schedule(self, count: int) -> dict[str, float | bool]:
+        """What this step of ``count`` images differs in from others."""
+        config, model = self.config, self.model
+        if model.grow_from:
+            reached = growth(self.images, model.grow_from, model.image_size, config.grow_images)
+            for network in (self.step.generator, self.step.discriminator, self.ema):
+                network.growth = reached
+        return {
+            "rate": learning_rate_factor(self.images, config.warmup_images, config.lr_decay, self.images_total),
+            "strength": self.strength,
+            "penalise": bool(config.r1 or config.r2 or config.gradient_penalty)
+            and (self.images // count) % config.penalty_every == 0,
+        }
+
+    def _adapt(self, statistics: Tensor, count: int) -> None:
+        """Move the augmentation's strength by D's verdicts on real images, read from the device every ADAPT_STEPS steps."""
+        if not self.config.adaptive:
+            return
+        self._verdicts.append(statistics[STATISTICS.index("acc_real")])
+        if len(self._verdicts) == ADAPT_STEPS:
+            self.strength = adapt(self.strength, torch.stack(self._verdicts).mean().item(), ADAPT_STEPS * count)
+            self._verdicts = []
 
     # -- pictures
 
@@ -286,7 +324,8 @@ class Run:
             return
         trainer, means = self.trainer, self.meter.read()
         left = (trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
-        row = {"epoch": trainer.epoch, "res": trainer.model.image_size} | means
+        row = {"epoch": trainer.epoch, "res": trainer.resolution} | means
+        row["augment"] = trainer.strength
         row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
         self.log.line(self._as_text(row))
         self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)
@@ -302,7 +341,8 @@ class Run:
         numbers = " ".join(f"{name} {row[name]:.3f}" for name in STATISTICS)
         return (
             f"epoch {row['epoch']:.2f}/{self.trainer.config.epochs} images {self.trainer.images} res {row['res']} {numbers} "
-            f"img/s {row['img_s']:.1f} wait {100 * row['wait']:.1f}% mem {row['mem_mb']}MB left {duration(row['left_s'])}"
+            f"augment {row['augment']:.2f} img/s {row['img_s']:.1f} wait {100 * row['wait']:.1f}% mem {row['mem_mb']}MB "
+            f"left {duration(row['left_s'])}"
         )
 
     def draw_samples(self) -> None:

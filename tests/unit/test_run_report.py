@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
 from training.runlog import RunLog
 from training.signals import SignalRequests
+from training.step import STATISTICS
 from training.trainer import Habits, Run, Trainer
 from training.verdict import History, advise, compare, history, warnings
 
@@ -223,7 +224,7 @@ def test_a_run_writes_its_page_and_outlives_a_failure(run, tmp_path, capsys):
 
 
 def test_a_run_that_diverges_says_so_on_its_page(run, tmp_path):
-    run.meter.add(torch.full((6,), float("nan")), 8, 0.0)
+    run.meter.add(torch.full((len(STATISTICS),), float("nan")), 8, 0.0)
     with pytest.raises(UserError, match="not finite"):
         run.write_line()
     assert "The run has diverged: loss_d, loss_g" in (tmp_path / "report.html").read_text()

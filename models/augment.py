@@ -1,0 +1,86 @@
+"""What the discriminator sees: differentiable augmentation of real and generated images alike.
+
+With few patches a discriminator learns them by heart; shown each at random places and in random colours it cannot (Zhao et al.,
+"Differentiable augmentation for data-efficient GAN training", 2020). Below a bounded probability the generator still has to
+match the images as they are, and nothing of it leaks into the samples (Karras et al., ADA, 2020).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+KINDS = ("translation", "color", "stain", "elastic", "noise")
+MOST = 0.6  # largest probability of each kind: above it samples begin to carry the augmentation
+TARGET = 0.8  # share of real images judged real above which D learns by heart, ADA's 0.6 for the mean sign
+ADAPT_IMAGES = 100_000.0  # images from probability 0 to 1
+
+# Optical densities of haematoxylin, eosin and the rest by channel (Ruifrok and Johnston 2001), rows of length 1.
+_STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+
+
+def adapt(probability: float, share_real: float, images: int) -> float:
+    """The next probability after ``images`` images of which D judged ``share_real`` of the real ones real."""
+    step = images / ADAPT_IMAGES
+    return min(MOST, max(0.0, probability + (step if share_real > TARGET else -step)))
+
+
+def augment(images: Tensor, probability: float, kinds: tuple[str, ...] = KINDS) -> Tensor:
+    """(N, 3, S, S) in [-1, 1] -> the same shape; each kind happens to each image with ``probability``."""
+    if probability <= 0.0:
+        return images
+    for kind in kinds:
+        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < probability
+        images = torch.where(chosen, _OF[kind](images), images)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _uniform(images: Tensor, *shape: int) -> Tensor:
+    return torch.rand(len(images), *shape, device=images.device) * 2.0 - 1.0
+
+
+def _resample(images: Tensor, shift: Tensor) -> Tensor:
+    """Images read at displaced places, (N, S, S, 2) in units of half a side, mirrored at the borders."""
+    identity = torch.eye(2, 3, device=images.device).expand(len(images), 2, 3)
+    grid = F.affine_grid(identity, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid + shift, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _translation(images: Tensor) -> Tensor:
+    """By whole pixels, up to an eighth of the side."""
+    side = images.shape[-1]
+    pixels = (_uniform(images, 1, 1, 2) * (side / 8)).round()
+    return _resample(images, pixels * (2.0 / side))
+
+
+def _elastic(images: Tensor) -> Tensor:
+    """A smooth displacement of up to 3 % of the side."""
+    coarse = F.interpolate(_uniform(images, 2, 4, 4) * 0.06, size=images.shape[2:], mode="bicubic", align_corners=False)
+    return _resample(images, coarse.permute(0, 2, 3, 1))
+
+
+def _color(images: Tensor) -> Tensor:
+    """Brightness by a fifth, saturation and contrast by a quarter."""
+    images = images + _uniform(images, 1, 1, 1) * 0.2
+    grey = images.mean(dim=1, keepdim=True)
+    images = grey + (images - grey) * (1.0 + 0.25 * _uniform(images, 1, 1, 1))
+    middle = images.mean(dim=(1, 2, 3), keepdim=True)
+    return middle + (images - middle) * (1.0 + 0.25 * _uniform(images, 1, 1, 1))
+
+
+def _stain(images: Tensor) -> Tensor:
+    """Each stain's density by a fifth (Tellez et al. 2018)."""
+    stains = _STAINS.to(images)
+    density = -torch.log((images + 1.0).clamp(min=0.02) / 2.0)
+    amounts = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains))
+    amounts = amounts * (1.0 + 0.2 * _uniform(images, 3, 1, 1))
+    return 2.0 * torch.exp(-torch.einsum("nshw,sc->nchw", amounts, stains)) - 1.0
+
+
+def _noise(images: Tensor) -> Tensor:
+    """White noise of 5 % of the range."""
+    return images + 0.1 * torch.randn_like(images) * torch.rand(len(images), 1, 1, 1, device=images.device)
+
+
+_OF = {"translation": _translation, "color": _color, "stain": _stain, "elastic": _elastic, "noise": _noise}

@@ -1,0 +1,160 @@
+"""Discriminators of the improved model. Each is two steps: ``look`` (images -> maps) and ``judge`` (maps, labels -> logits (N, K)).
+
+What ``look`` returns is what gradient penalties are taken with respect to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import ModelConfig
+from models.features import Lite0
+from models.layers import SelfAttention, activate, minibatch_deviation, plain, spectral
+
+
+class Block(nn.Module):
+    """Residual block that halves the size: two 3x3 convolutions, the second strided, beside an average-pooled 1x1."""
+
+    def __init__(self, inputs: int, outputs: int, normalise):
+        super().__init__()
+        self.first = normalise(nn.Conv2d(inputs, inputs, 3, padding=1))
+        self.second = normalise(nn.Conv2d(inputs, outputs, 4, 2, padding=1))
+        self.skip = normalise(nn.Conv2d(inputs, outputs, 1, bias=False))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        new = self.second(activate(self.first(activate(maps))))
+        return (self.skip(F.avg_pool2d(maps, 2)) + new) * math.sqrt(0.5)
+
+
+class Verdict(nn.Module):
+    """Maps (N, C, H, W) -> logits (N, 1): minibatch deviation, a convolution, and the label by projection (Miyato 2018)."""
+
+    def __init__(self, channels: int, num_classes: int, normalise):
+        super().__init__()
+        self.conv = normalise(nn.Conv2d(channels + 1, channels, 3, padding=1))
+        self.out = normalise(nn.Linear(channels, 1))
+        self.projection = normalise(nn.Embedding(num_classes, channels)) if num_classes else None
+
+    def forward(self, maps: Tensor, labels: Tensor | None) -> Tensor:
+        pooled = activate(self.conv(minibatch_deviation(maps))).mean(dim=(2, 3))
+        logits = self.out(pooled)
+        if self.projection is not None:
+            logits = logits + (self.projection(labels) * pooled).sum(dim=1, keepdim=True) / math.sqrt(pooled.shape[1])
+        return logits
+
+
+class ResidualDiscriminator(nn.Module):
+    """images (N, 3, S, S), labels (N,) -> logits (N, 1), from the pixels alone. Follows the generator's growth."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        normalise = spectral if config.spectral_norm else plain
+        widths = config.d_channels
+        self.growth = self._full = math.log2(config.image_size)
+        self.enter = nn.ModuleList(normalise(nn.Conv2d(3, width, 1)) for width in widths[:-1])
+        self.blocks = nn.ModuleList(Block(a, b, normalise) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        sizes = [config.image_size // 2 ** (k + 1) for k in range(len(self.blocks))]
+        self.attention = nn.ModuleList(
+            SelfAttention(width, normalise) if size in config.attention else nn.Identity()
+            for size, width in zip(sizes, widths[1:], strict=True)
+        )
+        self.verdict = Verdict(widths[-1], config.num_classes, normalise)
+
+    def get_extra_state(self) -> float:
+        return self.growth
+
+    def set_extra_state(self, state: float) -> None:
+        self.growth = float(state)
+
+    def look(self, images: Tensor) -> list[Tensor]:
+        """The images, at the resolution reached."""
+        skipped = int(self._full - math.ceil(self.growth))
+        return [F.avg_pool2d(images, 2**skipped) if skipped else images]
+
+    def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        images = maps[0]
+        first = int(self._full - math.ceil(self.growth))
+        fade = 1.0 - (math.ceil(self.growth) - self.growth)
+        hidden = self.attention[first](self.blocks[first](self.enter[first](images)))
+        if fade < 1.0:
+            hidden = torch.lerp(self.enter[first + 1](F.avg_pool2d(images, 2)), hidden, fade)
+        for block, attention in zip(self.blocks[first + 1 :], self.attention[first + 1 :], strict=True):
+            hidden = attention(block(hidden))
+        return self.verdict(activate(hidden), labels)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.judge(self.look(images), labels)
+
+
+class Mixing(nn.Module):
+    """Random, frozen mixing of feature maps across channels and scales (Sauer et al., "Projected GANs converge faster", 2021).
+
+    Deep maps are enlarged and added to the next finer ones, so that no feature can be ignored by the discriminators.
+    """
+
+    def __init__(self, channels: tuple[int, ...], width: int):
+        super().__init__()
+        self.across = nn.ModuleList(nn.Conv2d(count, width, 1, bias=False) for count in channels)
+        self.down = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in channels[:-1])
+        for layer in (*self.across, *self.down):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+        self.requires_grad_(False)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        mixed = [layer(item) for layer, item in zip(self.across, maps, strict=True)]
+        results = [mixed[-1]]
+        for layer, item in zip(reversed(self.down), reversed(mixed[:-1]), strict=True):
+            coarse = F.interpolate(results[0], size=item.shape[2:], mode="bilinear", align_corners=False)
+            results.insert(0, (layer(coarse) + item) * math.sqrt(0.5))
+        return results
+
+
+class Head(nn.Module):
+    """Maps of one scale (N, C, H, W) -> logits (N, 1): halvings to 4x4, then a verdict."""
+
+    def __init__(self, inputs: int, side: int, width: int, num_classes: int, normalise):
+        super().__init__()
+        layers, count = [], inputs
+        while side > 4:
+            layers += [normalise(nn.Conv2d(count, width, 4, 2, padding=1)), nn.LeakyReLU(0.2)]
+            count, side = width, side // 2
+        self.body = nn.Sequential(*layers)
+        self.verdict = Verdict(count, num_classes, normalise)
+
+    def forward(self, maps: Tensor, labels: Tensor | None) -> Tensor:
+        return self.verdict(self.body(maps), labels)
+
+
+class ProjectedDiscriminator(nn.Module):
+    """images (N, 3, S, S), labels (N,) -> logits (N, 5), one from the pixels and one from each of four frozen feature maps.
+
+    The features are EfficientNet-Lite0's, of strides 2 to 16 (Sauer et al. 2021). A head on the pixels sees what they miss: fine
+    noise and exact colours.
+    """
+
+    channels = (16, 24, 40, 112)
+
+    def __init__(self, config: ModelConfig, pretrained: bool = True):
+        super().__init__()
+        normalise = spectral if config.spectral_norm else plain
+        width = config.d_channels[0]
+        self.backbone = Lite0(pretrained)
+        self.mixing = Mixing(self.channels, width)
+        sides = [config.image_size // stride for stride in (2, 4, 8, 16)]
+        self.heads = nn.ModuleList(Head(width, side, width, config.num_classes, normalise) for side in sides)
+        self.pixels = Head(3, config.image_size, width // 2, config.num_classes, normalise)
+
+    def look(self, images: Tensor) -> list[Tensor]:
+        """The images and their frozen features, fine to coarse."""
+        return [images, *self.backbone.maps(images, (0, 1, 2, 3))]
+
+    def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        logits = [head(item, labels) for head, item in zip(self.heads, self.mixing(maps[1:]), strict=True)]
+        return torch.cat([self.pixels(maps[0], labels), *logits], dim=1)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.judge(self.look(images), labels)

@@ -1,0 +1,98 @@
+"""The improved generator: tissue from a field of noise, without a place that it could know.
+
+Tissue has no preferred position, but a generator with padding or a learned start has: it paints the same border or corner into
+every image. This one starts from a field of independent noise (Jetchev et al., "Texture synthesis with spatial GANs", 2016), pads
+nowhere, and paints a larger canvas than it shows, so that each position of the image is made alike by construction. A second,
+global part of the latent gives the style (Karras et al., StyleGAN2, 2020): stain, density, and the label.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig
+from models.layers import EqualLinear, SelfAttention, StyledConv, activate, crop, double
+
+SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
+
+
+class Level(nn.Module):
+    """One resolution: maps (N, C, r + 10, r + 10) -> (N, C', r + 6, r + 6), a residual pair of 3x3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int, norm: str, attention: bool):
+        super().__init__()
+        self.enter = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        self.first = StyledConv(outputs, outputs, 3, style_dim, norm)
+        self.second = StyledConv(outputs, outputs, 3, style_dim, norm)
+        self.attention = SelfAttention(outputs) if attention else nn.Identity()
+        self.color = StyledConv(outputs, 3, 1, style_dim, "none")
+
+    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+        new = activate(self.second(activate(self.first(maps, style)), style))
+        return self.attention((crop(maps, 2) + new) * math.sqrt(0.5))
+
+
+class ImprovedGenerator(nn.Module):
+    """z (N, latent_dim), labels (N,) -> images (N, 3, S, S) in [-1, 1].
+
+    growth: log2 of the resolution painted, fractions while the next one fades in: 5.5 is 32 pixels with half of what the 64-pixel
+    level adds. Images of a lower resolution are enlarged to S. It travels in the state_dict.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.growth = math.log2(config.image_size)
+        self.embedding = nn.Embedding(config.num_classes, STYLE_DIM) if config.num_classes else None
+        start = STYLE_DIM * (2 if config.num_classes else 1)
+        self.mapping = nn.ModuleList([EqualLinear(start, 2 * STYLE_DIM), EqualLinear(2 * STYLE_DIM, STYLE_DIM)])
+        widths = config.g_channels
+        self.start = StyledConv(FIELD_CHANNELS, widths[0], 1, STYLE_DIM, config.norm)
+        self.levels = nn.ModuleList(
+            Level(before, after, STYLE_DIM, config.norm, BASE * 2**k in config.attention)
+            for k, (before, after) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True))
+        )
+
+    def get_extra_state(self) -> float:
+        return self.growth
+
+    def set_extra_state(self, state: float) -> None:
+        self.growth = float(state)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        style = self._style(z[:, :STYLE_DIM], labels)
+        field = z[:, STYLE_DIM:-2].reshape(-1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE)
+        maps = activate(self.start(field.contiguous(memory_format=torch.channels_last), style))
+        colors = None
+        for number, level in enumerate(self.levels):
+            weight = min(1.0, self.growth - math.log2(BASE) - number + 1.0) if number else 1.0
+            if weight <= 0.0:
+                break
+            if number:
+                # The narrowing 1x1 convolution commutes with the doubling, and costs a quarter before it.
+                maps = double(level.enter(maps))
+                colors = crop(double(colors), 2)
+            maps = level(maps, style)
+            new = level.color(maps, style)
+            colors = new if colors is None else colors + weight * new
+        return self._shown(torch.tanh(colors), z[:, -2:])
+
+    def _style(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        style = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
+        if self.embedding is not None:
+            style = torch.cat([style, self.embedding(labels)], dim=1)
+        for layer in self.mapping:
+            style = activate(layer(style))
+        return style
+
+    def _shown(self, canvas: Tensor, place: Tensor) -> Tensor:
+        """The image out of its canvas, at an offset that z decides: doublings leave a period of pixels, a random phase hides it."""
+        side, size = canvas.shape[-1] - SLACK, self.config.image_size
+        moved = (torch.special.ndtr(place) * (SLACK + 1)).floor().clamp(0, SLACK) - SLACK // 2
+        offsets = (SLACK // 2 + (moved * side / size).round()).long().tolist()
+        images = torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(canvas, offsets, strict=True)])
+        return images if side == size else F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)

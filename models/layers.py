@@ -1,0 +1,113 @@
+"""Layers of the improved networks. Feature maps are (N, C, H, W) float; styles (N, style_dim)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+GAIN = math.sqrt(2.0)  # of a leaky ReLU of slope 0.2, roughly: keeps the variance from layer to layer
+
+
+def activate(maps: Tensor) -> Tensor:
+    """Leaky ReLU that keeps the variance."""
+    return F.leaky_relu(maps, 0.2) * GAIN
+
+
+def crop(maps: Tensor, border: int) -> Tensor:
+    """Leave out ``border`` positions on each side."""
+    return maps[..., border : maps.shape[-2] - border, border : maps.shape[-1] - border]
+
+
+def double(maps: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2H - 2, 2W - 2): bilinear, without the outermost positions, which would have to be made up."""
+    return crop(F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False), 1)
+
+
+class EqualLinear(nn.Linear):
+    """Linear layer whose weights are scaled when used, so that all layers learn at one speed (Karras et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0):
+        super().__init__(inputs, outputs)
+        nn.init.normal_(self.weight)
+        nn.init.constant_(self.bias, bias)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return F.linear(values, self.weight / math.sqrt(self.in_features), self.bias)
+
+
+class StyledConv(nn.Module):
+    """Convolution without padding whose input channels are scaled by a style.
+
+    norm "demodulation": the expected variance of the result is divided out (StyleGAN2, Karras et al. 2020). Scaling the maps
+    before and after one shared convolution equals a convolution of its own for each image and needs no grouped one, slow on CPUs.
+    norm "instance": conditional instance norm instead (Huang and Belongie, AdaIN, 2017). norm "none": for the layer of colours.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, style_dim: int, norm: str):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.style = EqualLinear(style_dim, inputs, bias=1.0)
+        self.norm = norm
+        self.shift = EqualLinear(style_dim, 2 * outputs) if norm == "instance" else None
+
+    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+        scale = self.style(style)
+        weight = self.weight / math.sqrt(self.weight[0].numel())
+        result = F.conv2d(maps * scale[:, :, None, None], weight)
+        if self.norm == "demodulation":
+            power = scale.square() @ weight.square().sum(dim=(2, 3)).T
+            result = result * torch.rsqrt(power + 1e-8)[:, :, None, None]
+        elif self.shift is not None:
+            gain, offset = self.shift(style)[:, :, None, None].chunk(2, dim=1)
+            result = F.instance_norm(result) * (1.0 + gain) + offset
+        return result + self.bias[:, None, None]
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over positions (Zhang et al., SAGAN, 2019), one head, added with a weight that starts at 0.
+
+    It has no notion of place: what it adds to a position follows from what all positions hold.
+    """
+
+    def __init__(self, channels: int, normalise=lambda layer: layer):
+        super().__init__()
+        self.inner = max(8, channels // 4)
+        self.ask = normalise(nn.Conv2d(channels, 2 * self.inner, 1, bias=False))
+        self.give = normalise(nn.Conv2d(channels, self.inner, 1, bias=False))
+        self.out = normalise(nn.Conv2d(self.inner, channels, 1, bias=False))
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        query, key = self.ask(maps).flatten(2).transpose(1, 2).chunk(2, dim=2)
+        value = self.give(maps).flatten(2).transpose(1, 2)
+        # Written out, since the fused form has no second derivative, which gradient penalties take.
+        heads = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(self.inner), dim=2) @ value
+        heads = heads.transpose(1, 2).reshape(len(maps), self.inner, *maps.shape[2:])
+        return maps + self.weight * self.out(heads)
+
+
+def minibatch_deviation(maps: Tensor, group: int = 4) -> Tensor:
+    """Append one map that holds how much the images of a group of ``group`` differ (Karras et al. 2018): (N, C + 1, H, W).
+
+    A collapsed generator shows there. Groups stride through the batch; a batch that the group does not divide is one group.
+    """
+    count = len(maps)
+    size = group if count % group == 0 else count
+    spread = maps.reshape(size, count // size, *maps.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt()
+    column = spread.mean(dim=(1, 2, 3)).repeat(size)
+    return torch.cat([maps, column[:, None, None, None].expand(-1, 1, *maps.shape[2:])], dim=1)
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The layer as it is."""
+    return layer
+
+
+def spectral(layer: nn.Module) -> nn.Module:
+    """The layer with its largest singular value held at 1 (Miyato et al. 2018)."""
+    return spectral_norm(layer)

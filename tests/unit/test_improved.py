@@ -1,0 +1,210 @@
+"""The improved model: its networks, objectives, augmentation and schedules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models import build, losses
+from models.augment import KINDS, MOST, adapt, augment
+from models.config import FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, improved_config
+from training.config import TrainConfig
+from training.presets import training_defaults
+from training.schedule import growth, learning_rate_factor
+from training.trainer import Trainer
+
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def small(**changes):
+    """An improved model of few maps at 64 pixels."""
+    config = improved_config(64, 3, **{"discriminator": "residual"} | changes)
+    narrow = (8,) if config.discriminator == "projected" else (4, 8, 8, 8, 8)
+    return replace(config, g_channels=(8, 8, 8, 4), d_channels=narrow)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_images_have_their_size_and_range(size):
+    config = replace(improved_config(size, 0, discriminator="residual"))
+    generator, discriminator = build(config)
+    images = generator(torch.randn(2, config.latent_dim))
+    assert images.shape == (2, 3, size, size) and images.abs().max() <= 1.0
+    assert images.std() > 0.1
+    assert discriminator(images).shape == (2, 1)
+
+
+def test_a_shifted_field_paints_the_same_tissue_elsewhere():
+    config = small(attention=False)
+    generator, _ = build(config)
+    z = torch.randn(1, config.latent_dim)
+    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE).roll(-1, 3)
+    moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
+    images, elsewhere = generator(z, LABELS[:1]), generator(moved, LABELS[:1])
+    step = 64 // 8  # pixels of a position of the field
+    assert not torch.allclose(images, elsewhere, atol=1e-2)
+    # The last column of the field came round from the other side: what it reaches is left out.
+    assert torch.allclose(images[..., step:-step], elsewhere[..., : -2 * step], atol=1e-4)
+
+
+def test_style_label_field_and_place_all_matter():
+    config = small()
+    generator, _ = build(config)
+    z = torch.randn(1, config.latent_dim)
+    image = generator(z, LABELS[:1])
+    parts = {"style": slice(0, STYLE_DIM), "field": slice(STYLE_DIM, -2), "place": slice(-2, None)}
+    for name, part in parts.items():
+        changed = z.clone()
+        changed[:, part] = -changed[:, part] + 0.5
+        assert not torch.allclose(image, generator(changed, LABELS[:1]), atol=1e-3), name
+    assert not torch.allclose(image, generator(z, LABELS[1:2]), atol=1e-3)
+
+
+def test_growth_fades_levels_in_and_travels_with_the_weights():
+    config = small(grow_from=16)
+    generator, discriminator = build(config)
+    z = torch.randn(2, config.latent_dim)
+    generator.growth = discriminator.growth = 5.0
+    half = generator(z, LABELS[:2])
+    generator.growth = 5.0 + 1e-4
+    assert (half - generator(z, LABELS[:2])).abs().mean() < 0.1  # the same picture, enlarged by one step more
+    for reached in (4.0, 4.5, 5.0, 5.5, 6.0):
+        generator.growth = discriminator.growth = reached
+        assert discriminator(generator(z, LABELS[:2]), LABELS[:2]).isfinite().all()
+    generator.growth = 5.5
+    other, _ = build(config)
+    other.load_state_dict(generator.state_dict())
+    assert other.growth == 5.5 and torch.equal(other(z, LABELS[:2]), generator(z, LABELS[:2]))
+
+
+def test_the_projected_discriminator_learns_in_its_heads_only():
+    config = small(discriminator="projected")
+    _, discriminator = build(config)
+    discriminator.train()
+    before = {name: value.clone() for name, value in discriminator.backbone.state_dict().items()}
+    logits = discriminator(torch.rand(4, 3, 64, 64) * 2 - 1, LABELS)
+    assert logits.shape == (4, 5)
+    logits.sum().backward()
+    assert all(parameter.grad is None for parameter in (*discriminator.backbone.parameters(), *discriminator.mixing.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in discriminator.backbone.state_dict().items())
+
+
+def test_objectives_at_known_logits():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.5])
+    assert losses.discriminator_loss("hinge", real, fake).item() == pytest.approx(0.5 + 0.75)
+    assert losses.discriminator_loss("wgan", real, fake).item() == pytest.approx(-0.75 - 1.0)
+    expected = (math.log1p(math.exp(-4.0)) + math.log1p(math.exp(0.5))) / 2
+    assert losses.discriminator_loss("relativistic", real, fake).item() == pytest.approx(expected)
+    assert losses.generator_loss("hinge", fake, real).item() == pytest.approx(0.75)
+    for objective in losses.OBJECTIVES:
+        fooled, caught = (losses.generator_loss(objective, torch.full((2,), value), real) for value in (3.0, -3.0))
+        assert fooled < caught
+
+
+class Linear(torch.nn.Module):
+    """Logits 3 times the sum of the first pixel: a gradient of known norm."""
+
+    def judge(self, maps, labels=None):
+        return 3.0 * maps[0][:, 0, 0, 0]
+
+
+def test_penalties_of_a_known_slope():
+    images = torch.randn(4, 3, 8, 8)
+    assert losses.squared_gradient(Linear(), [images], None).item() == pytest.approx(9.0)
+    assert losses.gradient_penalty(Linear(), [images], [images + 1], None).item() == pytest.approx(4.0, rel=1e-4)
+
+
+def test_energy_distance_asks_for_the_right_place_and_for_variety():
+    def batch(offset, spread):
+        return [offset + spread * torch.randn(64, 1, 1, 1) + torch.randn(64, 8, 6, 6) * 0.1 + 3.0]
+
+    labels = torch.arange(64) % 2
+    real = batch(0.0, 1.0)
+    alike, shifted, collapsed = (losses.energy_distance(real, fake, None) for fake in (batch(0, 1), batch(2, 1), batch(0, 0.0)))
+    assert alike < shifted and alike < collapsed
+    swapped = [real[0] + 2.0 * labels[:, None, None, None]]
+    right, wrong = losses.energy_distance(swapped, swapped, labels), losses.energy_distance(swapped, swapped, 1 - labels)
+    assert right == wrong  # the labels of both sides are the batch's: a swap of names changes nothing
+    mixed = [swapped[0].flip(0)]
+    assert losses.energy_distance(swapped, mixed, labels) > right
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_augmentation_changes_chosen_images_and_passes_gradients(kind):
+    images = torch.nn.functional.avg_pool2d(torch.rand(8, 3, 64, 64), 3, 1, 1) * 1.6 - 0.8
+    assert augment(images, 0.0, (kind,)) is images
+    images.requires_grad_()
+    changed = augment(images, 1.0, (kind,))
+    assert changed.shape == images.shape and not torch.allclose(changed, images)
+    assert (changed - images).abs().mean() < 0.5
+    changed.square().sum().backward()
+    assert images.grad.isfinite().all() and images.grad.abs().sum() > 0
+    some = augment(images.detach(), 0.5, (kind,)) != images.detach()
+    assert 0 < some.flatten(1).any(dim=1).sum() < 8
+
+
+def test_augmentation_strength_follows_the_discriminator_and_is_bounded():
+    assert adapt(0.1, 0.95, 1000) > 0.1 > adapt(0.1, 0.5, 1000)
+    assert adapt(MOST, 1.0, 10**6) == MOST and adapt(0.0, 0.0, 1000) == 0.0
+
+
+def test_schedules_are_functions_of_images_seen():
+    assert learning_rate_factor(0, 0, "none", 100) == 1.0
+    assert learning_rate_factor(499, 1000, "none", 10**6) == pytest.approx(0.5)
+    assert learning_rate_factor(5000, 0, "cosine", 10_000) == pytest.approx(0.5)
+    assert learning_rate_factor(10_000, 0, "cosine", 10_000) == pytest.approx(0.0)
+    assert [growth(images, 16, 64, 100) for images in (0, 99, 150, 200, 350, 400, 9999)] == [4, 4, 4.5, 5, 5.5, 6, 6]
+    assert growth(0, 64, 64, 100) == 6.0
+
+
+def trainer(objective="hinge", discriminator="residual", **changes):
+    settings = training_defaults("improved", objective) | {"objective": objective, "batch_size": 4, "penalty_every": 2}
+    config = TrainConfig("", "label", epochs=1, **settings | changes)
+    model = small(discriminator=discriminator, grow_from=32)
+    return Trainer(model, config, list("abc"), [9, 9, 9], 10_000, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("objective", losses.OBJECTIVES)
+@pytest.mark.parametrize("discriminator", ["residual", "projected"])
+def test_every_objective_takes_steps_with_every_discriminator(objective, discriminator):
+    run = trainer(objective, discriminator, perceptual=0.0, adaptive=[], warmup_images=0)
+    before = [parameter.clone() for parameter in run.step.generator.parameters()]
+    for _ in range(2):
+        assert run.train_on(torch.rand(4, 3, 64, 64) * 2 - 1, LABELS).isfinite().all()
+    changed = [not torch.equal(a, b) for a, b in zip(before, run.step.generator.parameters(), strict=True)]
+    assert sum(changed) > len(changed) / 2
+
+
+@pytest.mark.parametrize("discriminator", ["residual", "projected"])
+def test_a_restored_run_goes_on_bit_for_bit(discriminator):
+    batches = [torch.rand(4, 3, 64, 64) * 2 - 1 for _ in range(5)]
+    whole = trainer(discriminator=discriminator, grow_images=4)
+    whole.strength = 0.4
+    for batch in batches[:3]:
+        whole.train_on(batch, LABELS)
+    state = whole.state()
+    state = {name: (value.copy() if isinstance(value, dict) else value) for name, value in state.items()}
+    again = trainer(discriminator=discriminator, grow_images=4)
+    again.restore(torch.load(_stored(state), weights_only=True))
+    for batch in batches[3:]:
+        assert torch.equal(whole.train_on(batch, LABELS), again.train_on(batch, LABELS))
+    assert again.strength == whole.strength and len(again._verdicts) == len(whole._verdicts)
+    for name, value in whole.step.generator.state_dict().items():
+        other = again.step.generator.state_dict()[name]
+        assert value == other if isinstance(value, float) else torch.equal(value, other)
+
+
+def _stored(state):
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file

@@ -1,0 +1,23 @@
+"""What changes over a run, as pure functions of images seen: batch size, device count and resuming change nothing."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate_factor(images: int, warmup_images: int, decay: str, images_total: int) -> float:
+    """Factor of both learning rates: a linear warm-up, then 1, or with decay "cosine" half a cosine from 1 to 0 at the end."""
+    factor = min(1.0, (images + 1) / warmup_images) if warmup_images else 1.0
+    if decay == "cosine":
+        factor *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, images / max(1, images_total))))
+    return factor
+
+
+def growth(images: int, grow_from: int, image_size: int, grow_images: int) -> float:
+    """log2 of the resolution in work, with a fraction while the next one fades in (Karras et al., progressive growing, 2018).
+
+    Each resolution is trained for ``grow_images``, then the next fades in over as many.
+    """
+    first, last = math.log2(grow_from), math.log2(image_size)
+    doublings, rest = divmod(images, 2 * grow_images)
+    return min(last, first + doublings + max(0.0, rest / grow_images - 1.0))
