@@ -9,7 +9,7 @@ from models.improved import ImprovedGenerator
 
 
 def build_generator(config: ModelConfig) -> nn.Module:
-    """generator(z (N, latent_dim), labels (N,) int64 or None) -> images (N, 3, S, S) in [-1, 1], freshly initialised."""
+    """generator(z (N, latent_dim), labels (N,) int64 or None) -> images (N, 3, S, S), about [-1, 1], freshly initialised."""
     return DCGANGenerator(config) if config.model == "dcgan" else ImprovedGenerator(config)
 
 

@@ -20,6 +20,9 @@ from models.layers import EqualLinear, SelfAttention, StyledConv, activate, crop
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 
 
+COLOR_GAIN = 0.4  # start with pale colours
+
+
 class Level(nn.Module):
     """One resolution: maps (N, C, r + 10, r + 10) -> (N, C', r + 6, r + 6), a residual pair of 3x3 convolutions."""
 
@@ -37,7 +40,7 @@ class Level(nn.Module):
 
 
 class ImprovedGenerator(nn.Module):
-    """z (N, latent_dim), labels (N,) -> images (N, 3, S, S) in [-1, 1].
+    """z (N, latent_dim), labels (N,) -> images (N, 3, S, S), about [-1, 1]: no squashing, whose gradient would vanish at white glass.
 
     growth: log2 of the resolution painted, fractions while the next one fades in: 5.5 is 32 pixels with half of what the 64-pixel
     level adds. Images of a lower resolution are enlarged to S. It travels in the state_dict.
@@ -79,7 +82,7 @@ class ImprovedGenerator(nn.Module):
             maps = level(maps, style)
             new = level.color(maps, style)
             colors = new if colors is None else colors + weight * new
-        return self._shown(torch.tanh(colors), z[:, -2:])
+        return self._shown(colors * COLOR_GAIN, z[:, -2:])
 
     def _style(self, z: Tensor, labels: Tensor | None) -> Tensor:
         style = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)

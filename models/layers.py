@@ -61,10 +61,10 @@ class StyledConv(nn.Module):
         result = F.conv2d(maps * scale[:, :, None, None], weight)
         if self.norm == "demodulation":
             power = scale.square() @ weight.square().sum(dim=(2, 3)).T
-            result = result * torch.rsqrt(power + 1e-8)[:, :, None, None]
-        elif self.shift is not None:
+            return torch.addcmul(self.bias[:, None, None], result, torch.rsqrt(power + 1e-8)[:, :, None, None])
+        if self.shift is not None:
             gain, offset = self.shift(style)[:, :, None, None].chunk(2, dim=1)
-            result = F.instance_norm(result) * (1.0 + gain) + offset
+            return F.instance_norm(result) * (1.0 + gain) + offset
         return result + self.bias[:, None, None]
 
 

@@ -87,11 +87,13 @@ def _improved(group: argparse._ArgumentGroup) -> None:
 
 
 def _objective(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--objective", choices=OBJECTIVES, help="default hinge, for dcgan non_saturating")
-    group.add_argument("--r1", type=non_negative_float, help="weight of the gradient penalty on real images; default 0")
+    group.add_argument("--objective", choices=OBJECTIVES, help="what both networks minimise; default non_saturating")
+    group.add_argument(
+        "--r1", type=non_negative_float, help="weight of the gradient penalty on real images; default 0.5, for dcgan 0"
+    )
     group.add_argument("--r2", type=non_negative_float, help="the same on generated images; default 0")
     group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
-    group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 1, for dcgan 0")
+    group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 3, for dcgan 0")
     group.add_argument(
         "--adaptive", nargs="*", choices=KINDS, help="augmentation in front of D, as strong as it needs; no kind switches it off"
     )
@@ -102,9 +104,9 @@ def _objective(group: argparse._ArgumentGroup) -> None:
 def _training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=positive_int, help="epochs in total, those before a resume included; default 200")
     group.add_argument("--batch_size", type=positive_int, help="images a step, at least 2; default 8")
-    group.add_argument("--lr_g", type=positive_float, help="learning rate of the generator; default 2e-4")
-    group.add_argument("--lr_d", type=positive_float, help="learning rate of the discriminator; default 2e-4")
-    group.add_argument("--label_smoothing", type=fraction, help="real images get the target 1 minus this; default 0.1")
+    group.add_argument("--lr_g", type=positive_float, help="learning rate of the generator; default 2e-3, for dcgan 2e-4")
+    group.add_argument("--lr_d", type=positive_float, help="learning rate of the discriminator; default 5e-4, for dcgan 2e-4")
+    group.add_argument("--label_smoothing", type=fraction, help="real images get the target 1 minus this; default 0, for dcgan 0.1")
     group.add_argument("--seed", type=natural, help="decides weights, order and noise; default 0")
     group.add_argument(
         "--resume", nargs="?", const="", metavar="FILE", help="go on from FILE, or from the run's newest whole checkpoint"

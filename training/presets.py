@@ -12,24 +12,27 @@ from training import options
 
 DEFAULT_MODEL = "dcgan"
 _IMPROVED = {
-    "objective": "hinge",
-    "lr_g": 1e-3,
-    "lr_d": 1e-3,
+    "objective": "non_saturating",
+    "r1": 0.5,
+    "lr_g": 2e-3,
+    "lr_d": 5e-4,
     "label_smoothing": 0.0,
-    "perceptual": 1.0,
+    "perceptual": 3.0,
     "adaptive": ["translation", "color", "stain"],
     "warmup_images": 2_000,
     "betas": [0.0, 0.99],
 }
-# A penalty belongs to some objectives: Gulrajani et al. 2017; Mescheder et al. 2018; R3GAN 2024.
-_PENALTIES = {"wgan": {"gradient_penalty": 10.0}, "relativistic": {"r1": 1.0, "r2": 1.0}, "non_saturating": {"r1": 1.0}}
+# A penalty belongs to some objectives: Gulrajani et al. 2017; R3GAN 2024; a hinge with spectral norm needs none.
+_PENALTIES = {
+    "wgan": {"r1": 0.0, "gradient_penalty": 10.0},
+    "relativistic": {"r1": 0.5, "r2": 0.5},
+    "hinge": {"r1": 0.0},
+}
 
 
 def training_defaults(model: str, objective: str | None) -> dict:
     """Fields of TrainConfig that differ from its own defaults for ``model`` trained with ``objective``."""
-    if model == "dcgan":
-        return _PENALTIES.get(objective, {}) if objective else {}
-    return _IMPROVED | _PENALTIES.get(objective or _IMPROVED["objective"], {})
+    return (_IMPROVED if model == "improved" else {}) | _PENALTIES.get(objective, {})
 
 
 def model_config(args: argparse.Namespace, image_size: int, num_classes: int, device: torch.device) -> ModelConfig:
