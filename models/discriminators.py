@@ -47,14 +47,39 @@ class Verdict(nn.Module):
         return logits
 
 
-class ResidualDiscriminator(nn.Module):
-    """images (N, 3, S, S), labels (N,) -> logits (N, 1), from the pixels alone. Follows the generator's growth."""
+class Growing(nn.Module):
+    """A discriminator that sees images at the resolution that the generator has reached.
+
+    growth: as the generator's; it travels in the state_dict.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.growth = self._full = math.log2(config.image_size)
+
+    def get_extra_state(self) -> float:
+        return self.growth
+
+    def set_extra_state(self, state: float) -> None:
+        self.growth = float(state)
+
+    @property
+    def skipped(self) -> int:
+        """Doublings that the generator has not begun."""
+        return int(self._full - math.ceil(self.growth))
+
+    def reached(self, images: Tensor) -> Tensor:
+        """The images at the resolution reached."""
+        return F.avg_pool2d(images, 2**self.skipped) if self.skipped else images
+
+
+class ResidualDiscriminator(Growing):
+    """images (N, 3, S, S), labels (N,) -> logits (N, 1), from the pixels alone."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
         normalise = spectral if config.spectral_norm else plain
         widths = config.d_channels
-        self.growth = self._full = math.log2(config.image_size)
         self.enter = nn.ModuleList(normalise(nn.Conv2d(3, width, 1)) for width in widths[:-1])
         self.blocks = nn.ModuleList(Block(a, b, normalise) for a, b in zip(widths[:-1], widths[1:], strict=True))
         sizes = [config.image_size // 2 ** (k + 1) for k in range(len(self.blocks))]
@@ -64,20 +89,13 @@ class ResidualDiscriminator(nn.Module):
         )
         self.verdict = Verdict(widths[-1], config.num_classes, normalise)
 
-    def get_extra_state(self) -> float:
-        return self.growth
-
-    def set_extra_state(self, state: float) -> None:
-        self.growth = float(state)
-
     def look(self, images: Tensor) -> list[Tensor]:
-        """The images, at the resolution reached."""
-        skipped = int(self._full - math.ceil(self.growth))
-        return [F.avg_pool2d(images, 2**skipped) if skipped else images]
+        """The images alone."""
+        return [self.reached(images)]
 
     def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:
         images = maps[0]
-        first = int(self._full - math.ceil(self.growth))
+        first = self.skipped
         fade = 1.0 - (math.ceil(self.growth) - self.growth)
         hidden = self.attention[first](self.blocks[first](self.enter[first](images)))
         if fade < 1.0:
@@ -129,7 +147,7 @@ class Head(nn.Module):
         return self.verdict(self.body(maps), labels)
 
 
-class ProjectedDiscriminator(nn.Module):
+class ProjectedDiscriminator(Growing):
     """images (N, 3, S, S), labels (N,) -> logits (N, 5), one from the pixels and one from each of four frozen feature maps.
 
     The features are EfficientNet-Lite0's, of strides 2 to 16 (Sauer et al. 2021). A head on the pixels sees what they miss: fine
@@ -139,7 +157,7 @@ class ProjectedDiscriminator(nn.Module):
     channels = (16, 24, 40, 112)
 
     def __init__(self, config: ModelConfig, pretrained: bool = True):
-        super().__init__()
+        super().__init__(config)
         normalise = spectral if config.spectral_norm else plain
         width = config.d_channels[0]
         self.backbone = Lite0(pretrained)
@@ -150,6 +168,7 @@ class ProjectedDiscriminator(nn.Module):
 
     def look(self, images: Tensor) -> list[Tensor]:
         """The images and their frozen features, fine to coarse."""
+        images = self.reached(images)
         return [images, *self.backbone.maps(images, (0, 1, 2, 3))]
 
     def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:

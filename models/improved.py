@@ -20,7 +20,7 @@ from models.layers import EqualLinear, SelfAttention, StyledConv, activate, crop
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 
 
-COLOR_GAIN = 0.4  # start with pale colours
+COLOR_GAIN = 0.8  # start with pale colours; each level adds its share
 
 
 class Level(nn.Module):
@@ -40,10 +40,11 @@ class Level(nn.Module):
 
 
 class ImprovedGenerator(nn.Module):
-    """z (N, latent_dim), labels (N,) -> images (N, 3, S, S), about [-1, 1]: no squashing, whose gradient would vanish at white glass.
+    """z (N, latent_dim), labels (N,) -> images (N, 3, S, S), about [-1, 1]; squashing them would starve white glass of gradient.
 
     growth: log2 of the resolution painted, fractions while the next one fades in: 5.5 is 32 pixels with half of what the 64-pixel
-    level adds. Images of a lower resolution are enlarged to S. It travels in the state_dict.
+    level adds. Smaller images come enlarged to S by repeating pixels, so that averaging gives them back. It travels in the
+    state_dict.
     """
 
     def __init__(self, config: ModelConfig):
@@ -82,7 +83,7 @@ class ImprovedGenerator(nn.Module):
             maps = level(maps, style)
             new = level.color(maps, style)
             colors = new if colors is None else colors + weight * new
-        return self._shown(colors * COLOR_GAIN, z[:, -2:])
+        return self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -2:])
 
     def _style(self, z: Tensor, labels: Tensor | None) -> Tensor:
         style = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
@@ -98,4 +99,4 @@ class ImprovedGenerator(nn.Module):
         moved = (torch.special.ndtr(place) * (SLACK + 1)).floor().clamp(0, SLACK) - SLACK // 2
         offsets = (SLACK // 2 + (moved * side / size).round()).long().tolist()
         images = torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(canvas, offsets, strict=True)])
-        return images if side == size else F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        return images if side == size else F.interpolate(images, size=(size, size), mode="nearest")

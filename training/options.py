@@ -88,9 +88,7 @@ def _improved(group: argparse._ArgumentGroup) -> None:
 
 def _objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--objective", choices=OBJECTIVES, help="what both networks minimise; default non_saturating")
-    group.add_argument(
-        "--r1", type=non_negative_float, help="weight of the gradient penalty on real images; default 0.5, for dcgan 0"
-    )
+    group.add_argument("--r1", type=non_negative_float, help="weight of the gradient penalty on real; default 0.5, for dcgan 0")
     group.add_argument("--r2", type=non_negative_float, help="the same on generated images; default 0")
     group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
     group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 3, for dcgan 0")

@@ -24,9 +24,10 @@ def gradient_norm(network: nn.Module) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None], foreach=True)
 
 
-def diversity(images: Tensor) -> Tensor:
-    """Mean standard deviation over the batch of each pixel at an eighth of the size: 0 when all images are one."""
-    return nn.functional.avg_pool2d(images.detach(), 8).std(dim=0).mean()
+def diversity(images: Tensor, real: Tensor) -> Tensor:
+    """How much a batch varies beside a real one: standard deviations at an eighth of the size; 0 when all images are one."""
+    spread, wanted = (nn.functional.avg_pool2d(batch.detach(), 8).std(dim=0).mean() for batch in (images, real))
+    return spread / (wanted + 1e-6)
 
 
 class GanStep:
@@ -62,7 +63,7 @@ class GanStep:
         loss_g = self._generator(real_maps, fake_maps, labels, (real_seen, fake_seen))
         accuracy = [(real_logits > 0).float().mean(), (fake_logits < 0).float().mean()]
         norms = [gradient_norm(self.discriminator), gradient_norm(self.generator)]
-        return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(fake)]).detach()
+        return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(fake, real)]).detach()
 
     def _discriminator(
         self, real: list[Tensor], fake: list[Tensor], labels: Tensor | None, penalise: bool

@@ -15,6 +15,7 @@ WAIT_LIMIT = 0.05  # of the time; below it a faster loader is not felt
 WINNING = 0.9  # D right on this share of both kinds: its gradient is saturating
 WINNING_RISE = 1.05  # of loss_g within the window; a strong D alone is no fault, one that G cannot follow is
 BY_HEART = 0.15  # acc_real - acc_held_out; five standard errors of a share measured on 512 patches, and room for other slides
+COLLAPSED = 0.4  # diversity beside real batches; good runs stay above 0.6
 LINES = 10  # log lines, at least, that a mean needs to be steadier than the limits
 SCORES = 3  # evaluations without a new best before "not improving" is said
 HOW_TO_KID = f"train with --eval_every (20 is the default) and the feature weights installed: {INSTALL}"
@@ -68,7 +69,7 @@ def history(rows: list[dict]) -> History:
 
 def warnings(run: History) -> list[str]:
     """A sentence or two for everything that looks wrong, the worst first."""
-    tests = (not_finite, discriminator_wins, learns_by_heart, kid_stalls, waits_for_data)
+    tests = (not_finite, collapses, discriminator_wins, learns_by_heart, kid_stalls, waits_for_data)
     return [text for test in tests if (text := test(run))]
 
 
@@ -80,6 +81,17 @@ def not_finite(run: History) -> str:
     return (
         f"The run has diverged: {', '.join(names)} at {run.lines[-1]['images']:,} images is not a finite number. "
         "Go on from the last checkpoint (--resume) with half of --lr_g and --lr_d."
+    )
+
+
+def collapses(run: History) -> str:
+    """Images of a batch hardly differ."""
+    spread = values(run.window, "diversity")
+    if len(spread) < LINES or mean(spread) > COLLAPSED:
+        return ""
+    return (
+        f"The images are becoming one (mode collapse): over the last {len(spread)} log lines a batch varied {mean(spread):.0%} as "
+        "much as real patches do. Look at the newest grid; go back to an earlier checkpoint with a smaller --lr_g, or --model improved."
     )
 
 

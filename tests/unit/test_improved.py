@@ -12,9 +12,12 @@ from models import build, losses
 from models.augment import KINDS, MOST, adapt, augment
 from models.config import FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, improved_config
 from training.config import TrainConfig
+from training.dry_run import stages
 from training.presets import training_defaults
 from training.schedule import growth, learning_rate_factor
+from training.step import diversity
 from training.trainer import Trainer
+from training.verdict import History, collapses
 
 LABELS = torch.tensor([0, 1, 2, 0])
 
@@ -162,6 +165,26 @@ def test_schedules_are_functions_of_images_seen():
     assert learning_rate_factor(10_000, 0, "cosine", 10_000) == pytest.approx(0.0)
     assert [growth(images, 16, 64, 100) for images in (0, 99, 150, 200, 350, 400, 9999)] == [4, 4, 4.5, 5, 5.5, 6, 6]
     assert growth(0, 64, 64, 100) == 6.0
+
+
+def test_diversity_is_measured_beside_real_batches():
+    real = torch.rand(8, 3, 64, 64)
+    assert diversity(real, real).item() == pytest.approx(1.0, rel=1e-3)
+    assert diversity(real[:1].repeat(8, 1, 1, 1), real) == 0.0
+
+
+def test_a_collapse_is_named_in_plain_words():
+    lines = [{"images": 100 * k, "loss_d": 0.5, "diversity": 0.2} for k in range(20)]
+    assert "mode collapse" in collapses(History(lines, []))
+    assert collapses(History([line | {"diversity": 0.8} for line in lines], [])) == ""
+    assert collapses(History(lines[:3], [])) == ""
+
+
+def test_the_stages_of_a_dry_run_cover_the_run():
+    run = trainer(grow_images=1000)
+    assert stages(run) == [(0, 1000), (1000, 10_000)]
+    run = trainer(grow_images=50_000)
+    assert stages(run) == [(0, 10_000)]
 
 
 def trainer(objective="hinge", discriminator="residual", **changes):
