@@ -56,6 +56,7 @@ def main() -> int:
     )
     trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device)
     if state:
+        presets.check_same_networks(args, model)
         resume.restore(trainer, state)
     if args.dry_run:
         return dry_run(trainer, make_loader(trainer, dataset, args.workers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,14 @@ TINY_SLIDES = (
     ("bbb2", "karolinska", 4, "4+4", (2, 2, 1, 2)),
     ("bbb3", "karolinska", 2, "3+4", (2, 2, 2, 1)),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _default_signals():
+    """Programs under test inherit what is ignored, and nohup or a background job ignores the very signals that are tested."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def write_pyramid(path: Path, image: np.ndarray, mpp: float | None = 0.5, compression: str = "jpeg", tile: int = TILE) -> None:

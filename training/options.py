@@ -61,7 +61,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--preview_augmentation", type=Path, metavar="FILE", help="write a picture of what the discriminator sees, and leave"
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=MODELS, help="architecture; default dcgan")
+    model.add_argument("--model", choices=MODELS, help="architecture; default improved")
     model.add_argument("--image_size", type=int, choices=(64, 128, 256), help="side of the images in pixels; default 256")
     model.add_argument(
         "--condition", choices=("none", "label", "isup"), help="what the images depend on; default label where there are labels"

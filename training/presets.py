@@ -7,10 +7,10 @@ import argparse
 import torch
 
 from common.errors import UserError
-from models.config import ModelConfig, dcgan_config, improved_config
+from models.config import WIDTHS, ModelConfig, dcgan_config, improved_config
 from training import options
 
-DEFAULT_MODEL = "dcgan"
+DEFAULT_MODEL = "improved"
 _IMPROVED = {
     "objective": "non_saturating",
     "r1": 0.5,
@@ -44,3 +44,19 @@ def model_config(args: argparse.Namespace, image_size: int, num_classes: int, de
         return dcgan_config(image_size, num_classes)
     preset = chosen.pop("preset", "gpu" if device.type == "cuda" else "cpu")
     return improved_config(image_size, num_classes, preset, **chosen)
+
+
+def check_same_networks(args: argparse.Namespace, model: ModelConfig) -> None:
+    """Raise UserError for a typed flag that contradicts the networks of the checkpoint that a run goes on from."""
+    widths = next((name for name, (maps, _) in WIDTHS.items() if maps[: len(model.g_channels)] == model.g_channels), "none of them")
+    held = {
+        "preset": widths,
+        "discriminator": model.discriminator,
+        "norm": model.norm,
+        "attention": bool(model.attention),
+        "spectral_norm": model.spectral_norm,
+        "grow_from": model.grow_from,
+    }
+    for name, value in options.given(args, options.MODEL_FLAGS).items():
+        if model.model != "improved" or value != held[name]:
+            raise UserError(f"--{name} {value} contradicts the checkpoint's networks; leave it out to go on with that run")

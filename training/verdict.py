@@ -91,7 +91,7 @@ def collapses(run: History) -> str:
         return ""
     return (
         f"The images are becoming one (mode collapse): over the last {len(spread)} log lines a batch varied {mean(spread):.0%} as "
-        "much as real patches do. Look at the newest grid; go back to an earlier checkpoint with a smaller --lr_g, or --model improved."
+        "much as real patches do. Look at the newest grid; go back to an earlier checkpoint with a smaller --lr_g."
     )
 
 

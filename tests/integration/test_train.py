@@ -47,7 +47,7 @@ def run(patches, folder, *flags, expect=0):
     return run_script("train", *flags_for(patches, folder, *flags), expect=expect)
 
 
-START = ("--image_size", 64, "--batch_size", 4, "--eval_every", 0, "--save_every", 1, "--sample_every", 1)
+START = ("--model", "dcgan", "--image_size", 64, "--batch_size", 4, "--eval_every", 0, "--save_every", 1, "--sample_every", 1)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def start(patches, folder, *flags):
 
 def test_signals_save_and_leave_or_go_on(patches, tmp_path):
     latest, log = tmp_path / "checkpoints" / "latest.pt", tmp_path / "logs" / "train.log"
-    process = start(patches, tmp_path, "--epochs", 5000, *START[:6])
+    process = start(patches, tmp_path, "--epochs", 5000, *START[:8])
     wait_for(lambda: log.exists() and "start:" in log.read_text())
     wait_for(lambda: (tmp_path / "logs/samples/real.png").exists())
     process.send_signal(signal.SIGUSR1)
@@ -130,7 +130,7 @@ def test_signals_save_and_leave_or_go_on(patches, tmp_path):
 def test_hangup_leaves_from_a_terminal_and_goes_on_under_nohup(patches, tmp_path):
     for number, (prefix, expected) in enumerate((([], 129), (["nohup"], None))):
         folder = tmp_path / str(number)
-        arguments = [*prefix, *command(patches, folder, "--epochs", 5000, *START[:6])]
+        arguments = [*prefix, *command(patches, folder, "--epochs", 5000, *START[:8])]
         process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
         wait_for(lambda folder=folder: (folder / "logs/samples/real.png").exists())
         process.send_signal(signal.SIGHUP)
@@ -156,6 +156,7 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
     final = finished / "checkpoints" / "G_final.pt"
     assert "contradicts" in run(patches, finished, "--resume", final, "--image_size", 128, expect=1)
     assert "contradicts" in run(patches, finished, "--resume", final, "--condition", "none", expect=1)
+    assert "contradicts" in run(patches, finished, "--resume", final, "--preset", "gpu", expect=1)
     assert "extract_patches.py" in run(tmp_path / "nothing", tmp_path, expect=1)
     assert "no checkpoint" in run(patches, tmp_path, "--resume", tmp_path / "x.pt", expect=1)
     assert "at least 2" in run(patches, tmp_path, "--batch_size", 1, expect=2)
@@ -219,3 +220,18 @@ def test_patches_of_an_unknown_class_are_refused(patches, finished, tmp_path):
         Image.new("RGB", (64, 64), "pink").save(tmp_path / "other" / label / "1.png")
     final = finished / "checkpoints" / "G_final.pt"
     assert "gleason5" in run(tmp_path / "other", finished, "--epochs", 9, "--resume", final, expect=1)
+
+
+def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ("--grow_from", 32, "--grow_images", 6, *START[2:])
+    run(patches, whole, "--epochs", 2, *flags)
+    run(patches, parts, "--epochs", 1, *flags)
+    run(patches, parts, "--epochs", 2, "--resume", *START[4:])
+    one, other = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (whole, parts))
+    assert one["model"]["model"] == "improved" and one["model"]["discriminator"] == "projected"
+    for name, value in one["ema"].items():
+        assert value == other["ema"][name] if isinstance(value, float) else torch.equal(value, other["ema"][name]), name
+    assert "contradicts" in run(patches, parts, "--epochs", 3, "--resume", "--discriminator", "residual", expect=1)
+    lines = (whole / "logs" / "train.log").read_text()
+    assert "improved 64x64" in lines and "augment" in lines and "diversity" in lines
