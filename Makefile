@@ -6,7 +6,6 @@ export PYTHONUNBUFFERED := 1
 
 .PHONY: demo test lint bench clean-demo
 
-# Learning rates above the default suit a run as short as this one.
 # The whole toolkit on slides that the program draws itself, everything under demo/. Run it twice and it goes on where it was.
 demo: .venv/main
 	@echo "== 1/5 draw slides"
@@ -16,7 +15,7 @@ demo: .venv/main
 	@echo "== 3/5 check the data"
 	$(PY) check_data.py --slides demo/slides --patches demo/patches --out demo/logs/check_data
 	@echo "== 4/5 train a small GAN"
-	$(PY) train.py --patches demo/patches --image_size 64 --batch_size 8 --lr_g 1e-3 --lr_d 6e-4 --epochs 20 --eval_every 0 \
+	$(PY) train.py --patches demo/patches --image_size 64 --batch_size 8 --epochs 8 --sample_every 2 --eval_every 0 \
 	  --checkpoint_dir demo/checkpoints --log_dir demo/logs $$(test -e demo/checkpoints/latest.pt && echo --resume)
 	@echo "== 5/5 generate images"
 	$(PY) generate.py --checkpoint demo/checkpoints/G_final.pt --num 200 --out demo/synthetic --grid demo/generated.png

@@ -47,12 +47,22 @@ def stages(trainer: Trainer) -> list[tuple[int, int]]:
 
 def _rate(trainer: Trainer, batches: Iterator[tuple[Tensor, Tensor]], images: int) -> float:
     """Images per second of a few steps as they are at ``images`` images seen."""
+    trainer.images = images + 1
+    _step(trainer, batches)  # a new resolution's first step pays for warming up
     begun, count = time.monotonic(), 0
     while count == 0 or time.monotonic() - begun < SECONDS:
-        batch = next(batches, None)
-        if batch is None:
-            break
         trainer.images = images + 1
-        trainer.train_on(*batch)
-        count += len(batch[0])
+        done = _step(trainer, batches)
+        if not done:
+            break
+        count += done
     return max(count, 1) / (time.monotonic() - begun)
+
+
+def _step(trainer: Trainer, batches: Iterator[tuple[Tensor, Tensor]]) -> int:
+    """Images of the next batch, trained on; 0 when there is none."""
+    batch = next(batches, None)
+    if batch is None:
+        return 0
+    trainer.train_on(*batch)
+    return len(batch[0])
