@@ -1,0 +1,47 @@
+"""Defaults by model and objective; networks of a checkpoint against the flags."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from common.errors import UserError
+from models.config import dcgan_config, improved_config
+from training import options, presets
+from training.config import TrainConfig
+
+NOTHING = dict.fromkeys((*options.MODEL_FLAGS, "model"))
+CPU = torch.device("cpu")
+
+
+def flags(**typed) -> Namespace:
+    return Namespace(**NOTHING | typed)
+
+
+@pytest.mark.parametrize("model", ["dcgan", "improved"])
+@pytest.mark.parametrize("objective", [None, "non_saturating", "hinge", "wgan", "relativistic"])
+def test_defaults_are_settings_of_a_run(model, objective):
+    config = TrainConfig("", "none", **presets.training_defaults(model, objective))
+    assert (config.gradient_penalty > 0) == (objective == "wgan")
+    assert (config.perceptual > 0) == (model == "improved")
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_preset_follows_the_machine_and_a_typed_one_wins():
+    small, large = (presets.model_config(flags(), 64, 3, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert small.g_channels[0] < large.g_channels[0]
+    assert presets.model_config(flags(preset="gpu"), 64, 3, CPU) == large
+    assert presets.model_config(flags(model="dcgan"), 64, 3, CPU) == dcgan_config(64, 3)
+
+
+def test_flags_of_the_other_model_are_refused():
+    with pytest.raises(UserError, match="--norm belongs to --model improved"):
+        presets.model_config(flags(model="dcgan", norm="instance"), 64, 3, CPU)
+
+
+def test_a_checkpoints_networks_are_kept():
+    model = improved_config(64, 3, "gpu", attention=False)
+    presets.check_same_networks(flags(preset="gpu", attention=False, norm="demodulation"), model)
+    for name, value in (("preset", "cpu"), ("attention", True), ("norm", "instance"), ("grow_from", 16)):
+        with pytest.raises(UserError, match=f"--{name} .* contradicts"):
+            presets.check_same_networks(flags(**{name: value}), model)
