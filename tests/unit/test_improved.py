@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from models import build, losses
 from models.augment import KINDS, MOST, adapt, augment
-from models.config import FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, improved_config
+from models.config import FIELDS, STYLE_DIM, improved_config
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
@@ -39,7 +40,7 @@ def test_images_have_their_size_and_range(size):
     config = replace(improved_config(size, 0, discriminator="residual"))
     generator, discriminator = build(config)
     images = generator(torch.randn(2, config.latent_dim))
-    assert images.shape == (2, 3, size, size) and images.abs().mean() < 1.0
+    assert images.shape == (2, 3, size, size) and images.abs().mean() < 1.5
     assert images.std() > 0.1
     assert discriminator(images).shape == (2, 1)
 
@@ -48,8 +49,12 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
-    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE).roll(-1, 3)
-    moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
+    parts = z[:, STYLE_DIM:-2].split([channels * side**2 for channels, side in FIELDS], dim=1)
+    fields = [
+        part.reshape(channels, side, side).roll(-(2**k), 2).flatten()[None]
+        for k, (part, (channels, side)) in enumerate(zip(parts, FIELDS, strict=True))
+    ]
+    moved = torch.cat([z[:, :STYLE_DIM], *fields, z[:, -2:]], dim=1)
     images, elsewhere = generator(z, LABELS[:1]), generator(moved, LABELS[:1])
     step = 64 // 8  # pixels of a position of the field
     assert not torch.allclose(images, elsewhere, atol=1e-2)
@@ -74,10 +79,12 @@ def test_growth_fades_levels_in_and_travels_with_the_weights():
     config = small(grow_from=16)
     generator, discriminator = build(config)
     z = torch.randn(2, config.latent_dim)
+    z[:, -2:] = 0.0  # shown from the middle of the canvas
     generator.growth = discriminator.growth = 5.0
-    half = generator(z, LABELS[:2])
+    half = avg_pool2d(generator(z, LABELS[:2]), 4)
     generator.growth = 5.0 + 1e-4
-    assert (half - generator(z, LABELS[:2])).abs().mean() < 0.1  # the same picture, enlarged by one step more
+    begun = avg_pool2d(generator(z, LABELS[:2]), 4)
+    assert (half - begun).abs().mean() < 0.1 * half.std()  # the same picture, enlarged more smoothly
     for reached in (4.0, 4.5, 5.0, 5.5, 6.0):
         generator.growth = discriminator.growth = reached
         assert discriminator(generator(z, LABELS[:2]), LABELS[:2]).isfinite().all()
