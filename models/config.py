@@ -14,9 +14,10 @@ IMAGE_SIZES = (64, 128, 256)
 
 # The improved generator's start: see models.improved.
 BASE = 8  # positions a side of the noise field that end up in the image
-MARGIN = 6  # positions on each side at the start of each level: two convolutions and a doubling lead back to it
+MARGIN = 5  # positions on each side at the start of each level: two convolutions and a doubling lead back to it
 STYLE_DIM = 64
-FIELDS = tuple((channels, BASE * 2**k + 2 * MARGIN) for k, channels in enumerate((8, 4, 2)))  # (channels, side) by level
+FIELD_CHANNELS = 8
+FIELD_SIDE = BASE + 2 * MARGIN
 
 _TUPLES = ("g_channels", "d_channels", "attention")
 
@@ -103,7 +104,7 @@ def improved_config(
     return ModelConfig(
         "improved",
         image_size,
-        STYLE_DIM + sum(channels * side**2 for channels, side in FIELDS) + 2,  # style, noise fields, place of the crop
+        STYLE_DIM + FIELD_CHANNELS * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
         num_classes,
         g_channels=widths[:levels],
         d_channels=(width,) if discriminator == "projected" else pyramid,

@@ -2,9 +2,8 @@
 
 Tissue has no preferred position, but a generator with padding or a learned start has: it paints the same border or corner into
 every image. This one starts from a field of independent noise (Jetchev et al., "Texture synthesis with spatial GANs", 2016), pads
-nowhere, and paints a larger canvas than it shows, so that each position of the image is made alike by construction. Finer fields
-join at the next levels, or nuclei would sit on the lattice of the first. A global part of the latent gives the style (Karras et
-al., StyleGAN2, 2020): stain, density, and the label.
+nowhere, and paints a larger canvas than it shows, so that each position of the image is made alike by construction. A second,
+global part of the latent gives the style (Karras et al., StyleGAN2, 2020): stain, density, and the label.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import BASE, FIELDS, STYLE_DIM, ModelConfig
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig
 from models.layers import EqualLinear, SelfAttention, StyledConv, activate, crop, double
 
-SLACK = 8  # pixels of the last canvas beyond the image: where in them the image lies follows from z
+SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 
 
 COLOR_GAIN = 0.8  # start with pale colours; each level adds its share
 
 
 class Level(nn.Module):
-    """One resolution: maps (N, C, r + 12, r + 12) -> (N, C', r + 8, r + 8), a residual pair of 3x3 convolutions."""
+    """One resolution: maps (N, C, r + 10, r + 10) -> (N, C', r + 6, r + 6), a residual pair of 3x3 convolutions."""
 
-    def __init__(self, inputs: int, outputs: int, noise: int, style_dim: int, norm: str, attention: bool):
+    def __init__(self, inputs: int, outputs: int, style_dim: int, norm: str, attention: bool):
         super().__init__()
-        self.noise = nn.Conv2d(noise, outputs, 1, bias=False) if noise else None
         self.enter = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
         self.first = StyledConv(outputs, outputs, 3, style_dim, norm)
         self.second = StyledConv(outputs, outputs, 3, style_dim, norm)
@@ -57,10 +55,9 @@ class ImprovedGenerator(nn.Module):
         start = STYLE_DIM * (2 if config.num_classes else 1)
         self.mapping = nn.ModuleList([EqualLinear(start, 2 * STYLE_DIM), EqualLinear(2 * STYLE_DIM, STYLE_DIM)])
         widths = config.g_channels
-        self.start = StyledConv(FIELDS[0][0], widths[0], 1, STYLE_DIM, config.norm)
-        noise = [0, *(channels for channels, _ in FIELDS[1:]), *[0] * len(widths)]
+        self.start = StyledConv(FIELD_CHANNELS, widths[0], 1, STYLE_DIM, config.norm)
         self.levels = nn.ModuleList(
-            Level(before, after, noise[k], STYLE_DIM, config.norm, BASE * 2**k in config.attention)
+            Level(before, after, STYLE_DIM, config.norm, BASE * 2**k in config.attention)
             for k, (before, after) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True))
         )
 
@@ -72,8 +69,8 @@ class ImprovedGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         style = self._style(z[:, :STYLE_DIM], labels)
-        fields = _fields(z)
-        maps = activate(self.start(fields[0], style))
+        field = z[:, STYLE_DIM:-2].reshape(-1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE)
+        maps = activate(self.start(field.contiguous(memory_format=torch.channels_last), style))
         colors = None
         for number, level in enumerate(self.levels):
             weight = min(1.0, self.growth - math.log2(BASE) - number + 1.0) if number else 1.0
@@ -82,8 +79,6 @@ class ImprovedGenerator(nn.Module):
             if number:
                 # The narrowing 1x1 convolution commutes with the doubling, and costs a quarter before it.
                 maps = double(level.enter(maps))
-                if level.noise is not None:
-                    maps = maps + level.noise(fields[number])
                 colors = crop(double(colors), 2)
             maps = level(maps, style)
             new = level.color(maps, style)
@@ -101,17 +96,7 @@ class ImprovedGenerator(nn.Module):
     def _shown(self, canvas: Tensor, place: Tensor) -> Tensor:
         """The image out of its canvas, at an offset that z decides: doublings leave a period of pixels, a random phase hides it."""
         side, size = canvas.shape[-1] - SLACK, self.config.image_size
-        moved = (torch.special.ndtr(place) * SLACK).floor().clamp(0, SLACK - 1) - SLACK // 2
+        moved = (torch.special.ndtr(place) * (SLACK + 1)).floor().clamp(0, SLACK) - SLACK // 2
         offsets = (SLACK // 2 + (moved * side / size).round()).long().tolist()
         images = torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(canvas, offsets, strict=True)])
         return images if side == size else F.interpolate(images, size=(size, size), mode="nearest")
-
-
-def _fields(z: Tensor) -> list[Tensor]:
-    """The noise fields in z, (N, channels, side, side) for each of FIELDS."""
-    counts = [channels * side**2 for channels, side in FIELDS]
-    parts = z[:, STYLE_DIM:-2].split(counts, dim=1)
-    return [
-        part.reshape(-1, channels, side, side).contiguous(memory_format=torch.channels_last)
-        for part, (channels, side) in zip(parts, FIELDS, strict=True)
-    ]

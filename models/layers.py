@@ -23,8 +23,8 @@ def crop(maps: Tensor, border: int) -> Tensor:
 
 
 def double(maps: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, 2H - 4, 2W - 4): bilinear, without the outermost positions, which would have to be made up."""
-    return crop(F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False), 2)
+    """(N, C, H, W) -> (N, C, 2H - 2, 2W - 2): bilinear, without the outermost positions, which would have to be made up."""
+    return crop(F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False), 1)
 
 
 class EqualLinear(nn.Linear):

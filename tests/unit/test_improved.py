@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d
 
 from models import build, losses
 from models.augment import KINDS, MOST, adapt, augment
-from models.config import FIELDS, STYLE_DIM, improved_config
+from models.config import FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, improved_config
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
@@ -49,12 +49,8 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
-    parts = z[:, STYLE_DIM:-2].split([channels * side**2 for channels, side in FIELDS], dim=1)
-    fields = [
-        part.reshape(channels, side, side).roll(-(2**k), 2).flatten()[None]
-        for k, (part, (channels, side)) in enumerate(zip(parts, FIELDS, strict=True))
-    ]
-    moved = torch.cat([z[:, :STYLE_DIM], *fields, z[:, -2:]], dim=1)
+    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE).roll(-1, 3)
+    moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
     images, elsewhere = generator(z, LABELS[:1]), generator(moved, LABELS[:1])
     step = 64 // 8  # pixels of a position of the field
     assert not torch.allclose(images, elsewhere, atol=1e-2)
