@@ -100,8 +100,9 @@ def test_streamed_patches_are_those_of_the_plain_way(streaming, files, tmp_path,
     assert 0 < max(most) <= room
     assert not list(staging.rglob("*.tiff*"))
     assert all(entry.state == "used" for entry in Ledger(staging).entries.values())
-    # No slide is fetched twice: its mask would be too. An image may be asked for again, as the probe or to go on in the middle.
-    assert [server.count("storage", name) for name in files if "mask" in name] == [1] * sum("mask" in name for name in files)
+    # A slide comes once, and a second time where its share grew when the last slides were known: which ones depends on the order
+    # of arrival. An image may also be asked for as the probe of the speed.
+    assert all(1 <= server.count("storage", name) <= 2 for name in files if "mask" in name)
 
 
 def test_without_masks(streaming, tmp_path, _tiny_slides):
