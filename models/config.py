@@ -64,14 +64,18 @@ class ModelConfig:
         return config
 
 
+def _check_size(image_size: int) -> None:
+    if image_size not in IMAGE_SIZES:
+        raise UserError(f"image_size {image_size} is not one of {', '.join(map(str, IMAGE_SIZES))}; choose one of these")
+
+
 def dcgan_config(image_size: int, num_classes: int) -> ModelConfig:
     """The DCGAN of Radford et al. (2016) for ``image_size`` 64, 128 or 256, at widths that a laptop trains.
 
     32 feature maps at half the image size, twice as many at each halving, 512 at most: half the width of the common 64-pixel
     example and its natural extension beyond. 0.05, 0.3 and 1.3 GFLOP per generated image.
     """
-    if image_size not in IMAGE_SIZES:
-        raise UserError(f"image_size {image_size} is not one of {', '.join(map(str, IMAGE_SIZES))}; choose one of these")
+    _check_size(image_size)
     sizes = [image_size // 2**k for k in range(1, image_size.bit_length() - 2)]
     channels = tuple(min(512, 32 * (image_size // 2 // size)) for size in sizes)
     return ModelConfig("dcgan", image_size, 100, num_classes, channels[::-1], channels)
@@ -96,8 +100,7 @@ def improved_config(
     grow_from: int | None = None,
 ) -> ModelConfig:
     """The improved model at the widths of ``preset``. grow_from None: progressive growing starts at 64 pixels."""
-    if image_size not in IMAGE_SIZES:
-        raise UserError(f"image_size {image_size} is not one of {', '.join(map(str, IMAGE_SIZES))}; choose one of these")
+    _check_size(image_size)
     widths, width = WIDTHS[preset]
     levels = image_size.bit_length() - 3
     pyramid = tuple(min(8 * width, width * 2**k // 2) for k in range(levels + 1))

@@ -126,16 +126,13 @@ class Trainer:
         }
 
     def restore(self, state: dict) -> None:
-        """Take over the state of a checkpoint whose model is this one's. The learning rates stay those of this run's config."""
+        """Take over the state of a checkpoint whose model is this one's. The learning rates are this run's: each step sets them."""
         try:
             self.step.generator.load_state_dict(state["generator"])
             self.step.discriminator.load_state_dict(state["discriminator"])
             self.ema.load_state_dict(state["ema"])
-            for name, rate in (("opt_g", self.config.lr_g), ("opt_d", self.config.lr_d)):
-                optimizer = getattr(self.step, name)
-                optimizer.load_state_dict(state[name])
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+            self.step.opt_g.load_state_dict(state["opt_g"])
+            self.step.opt_d.load_state_dict(state["opt_d"])
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
             self.strength = float(state.get("strength", 0.0))
