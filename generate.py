@@ -89,22 +89,26 @@ def write_images(sampler: Sampler, args: argparse.Namespace) -> None:
     shares = {label: args.num // len(labels) + (rank < args.num % len(labels)) for rank, label in enumerate(labels)}
     digest = sha256(args.checkpoint)
     rows = read_rows(args.out / "manifest.csv", digest, args)
-    jobs = [(label, start) for label in labels for start in range(0, shares[label], CHUNK)]
+    known = {path for path in rows if (args.out / path).exists()}
+    paths = {label: [f"{folder_of(label)}/{index:06d}.png" for index in range(shares[label])] for label in labels}
     for label in labels:
         (args.out / folder_of(label)).mkdir(parents=True, exist_ok=True)
+        common = (args.seed, args.truncation, args.checkpoint.as_posix(), digest)
+        rows |= {path: (path, folder_of(label), index, *common) for index, path in enumerate(paths[label])}
+    write_manifest(args.out / "manifest.csv", rows)  # first, so that what a killed run leaves behind is known for ours
+    jobs = [(label, start) for label in labels for start in range(0, shares[label], CHUNK)]
     with ThreadPoolExecutor(2) as pool:
         for label, start in track(jobs, "generate", unit=f"groups of {CHUNK}"):
-            indices = range(start, min(start + CHUNK, shares[label]))
-            paths = [f"{folder_of(label)}/{index:06d}.png" for index in indices]
-            if not all(path in rows and (args.out / path).exists() for path in paths):
-                images = sampler.sample(len(indices), args.seed, label, start, args.truncation)
-                list(pool.map(save_png, [args.out / path for path in paths], images))
-            for path, index in zip(paths, indices, strict=True):
-                rows[path] = (path, folder_of(label), index, args.seed, args.truncation, args.checkpoint.as_posix(), digest)
-    with replacing(args.out / "manifest.csv", "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS, *(rows[path] for path in sorted(rows))])
+            wanted = paths[label][start : start + CHUNK]
+            if not known.issuperset(wanted):
+                images = sampler.sample(len(wanted), args.seed, label, start, args.truncation)
+                list(pool.map(save_png, [args.out / path for path in wanted], images))
     say(f"{args.num} images in {args.out} ({', '.join(f'{folder_of(label)} {count}' for label, count in shares.items())})")
+
+
+def write_manifest(path: Path, rows: dict[str, tuple]) -> None:
+    with replacing(path, "w") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[name] for name in sorted(rows))])
 
 
 def folder_of(label: str) -> str:

@@ -111,7 +111,8 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share)
         held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every else None
-        stopped = Run(trainer, habits, folder, log, requests, held_out).train(make_loader(trainer, dataset, args.workers))
+        run = Run(trainer, habits, folder, log, requests, held_out)
+        stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
         log.close()
     return 128 + stopped if stopped is not None else 0
 

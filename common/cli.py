@@ -25,6 +25,11 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; give another path, or free space and permissions there", file=sys.stderr)
+        code = 1
     sys.exit(code or 0)
 
 

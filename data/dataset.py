@@ -139,6 +139,7 @@ class PatchDataset(Dataset):
         self._canvas = self.augmentation.canvas_size(image_size)
         self._stain = stain_normalize
         self._pixels: np.ndarray | None = None
+        self._gone: set[str] = set()  # went bad while they were needed
         self._cache = (
             self.folder / f".decoded_{split or 'all'}_{self._canvas}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
         )
@@ -163,8 +164,29 @@ class PatchDataset(Dataset):
         """Decoded patch before augmentation: (C, C, 3) uint8."""
         if self._pixels is None:
             self._prepare = self._prepare or self._preparation()
-            return np.array(self._prepare(self.files[index]))
+            return np.array(self._decoded(index))
         return np.array(self._pixels[index])
+
+    def _decoded(self, index: int) -> np.ndarray:
+        """Pixels of a file; of the next one of its class where it went bad since the start. Raises UserError when many did."""
+        for other in (*range(index, len(self.files)), *range(index)):
+            if self.label(other) != self.label(index):
+                continue
+            try:
+                return self._prepare(self.files[other])
+            except (OSError, ValueError, UnidentifiedImageError) as error:
+                path = self.files[other].path
+                if path not in self._gone:
+                    self._gone.add(path)
+                    say(
+                        f"warning: {self.folder / path} went bad during training and is skipped ({len(self._gone)} so far): {error}"
+                    )
+                if len(self._gone) > MAX_BAD_SHARE * len(self.files):
+                    break
+        raise UserError(
+            f"{len(self._gone)} of {len(self.files)} patches in {self.folder} can no longer be read; bring them back, run "
+            "check_data.py, and go on with --resume"
+        )
 
     def other_split(self, split: str) -> PatchDataset | None:
         """The patches of another split as they are, with the same numbering of labels; None where there are none."""

@@ -84,18 +84,21 @@ def isup_from_gleason(score: str) -> int | None:
 def read_csv_rows(path: Path, required: Iterable[str]) -> list[dict[str, str]]:
     """Rows of a UTF-8 csv file as dictionaries (byte-order mark and Windows line ends are fine).
 
-    Raises UserError when the file cannot be read, is not text, or lacks one of the ``required`` columns.
+    Raises UserError when the file cannot be read, is not text, lacks one of the ``required`` columns, or has too long a row.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+            rows = [{key: value or "" for key, value in row.items()} for row in reader]
             columns = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a csv file ({error}); restore it from its source") from error
     missing = [name for name in required if name not in columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}; restore it from its source")
+    longer = next((number for number, row in enumerate(rows, start=2) if None in row), None)
+    if longer:
+        raise UserError(f"{path}, row {longer} has more fields than the header; mend or remove it")
     return rows
 
 

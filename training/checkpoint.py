@@ -6,6 +6,7 @@ loaded with ``weights_only=True`` only, so that no file can run code, and the ch
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -23,9 +24,11 @@ _NUMBERED = re.compile(r"epoch_(\d{4,})\.pt")
 
 
 def save(path: Path, state: dict) -> None:
-    """Write ``state`` so that ``path`` is whole or as it was."""
+    """Write ``state`` so that ``path`` is whole or as it was. Raises OSError, with its errno, when the disk is full."""
+    whole = io.BytesIO()  # torch.save reports a full disk as an error of its archive, without saying why
+    torch.save({"format": FORMAT} | state, whole)
     with replacing(path) as file:
-        torch.save({"format": FORMAT} | state, file)
+        file.write(whole.getbuffer())
 
 
 def load(path: Path) -> dict:

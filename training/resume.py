@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.progress import say
+from models.config import ModelConfig
 from models.dcgan import from_legacy
 from training import checkpoint, options
 from training.config import TrainConfig
@@ -35,7 +36,10 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
         if path.parent.resolve() != folder.resolve() and checkpoint.all_in(folder):
             raise UserError(f"{folder} holds another run than {path}; choose another --run_name for this one")
     if checkpoint.is_plain_state_dict(state):
-        state = take_over_legacy(path, state)
+        return path, take_over_legacy(path, state)
+    missing = [name for name in ("model", "config", "classes", "progress") if name not in state]
+    if missing:
+        raise UserError(f"{path} lacks its {', '.join(missing)}; it was not written by train.py, resume from another checkpoint")
     return path, state
 
 
@@ -60,8 +64,9 @@ def merged_config(args: argparse.Namespace, state: dict, augmentation_defaults: 
         config = TrainConfig.from_dict(state["config"])
     else:
         config = TrainConfig(patches=str(args.patches), condition="none", augmentation=augmentation_defaults)
+    model = ModelConfig.from_dict(state["model"])
     fixed = {name: getattr(config, name) for name, free in options.RUN_FLAGS.items() if not free and "config" in state}
-    fixed |= {"condition": config.condition, "image_size": state["model"]["image_size"], "model": state["model"]["model"]}
+    fixed |= {"condition": config.condition, "image_size": model.image_size, "model": model.model}
     for name, value in fixed.items():
         if getattr(args, name) not in (None, value):
             raise UserError(

@@ -8,7 +8,8 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from models.ema import ema_decay, make_ema, update_ema
 from training import checkpoint
 from training.config import TrainConfig
 from training.device import describe, peak_memory_mb
+from training.guard import DivergedError, check_finite, save_patiently
 from training.report import REPORT, Facts, write_run_report
 from training.runlog import RunLog, duration
 from training.sampling import Sampler, calibrate, latent, run_generator
@@ -37,6 +39,7 @@ SECONDS_BETWEEN_SAVES = 900.0
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 GRID_COLUMNS = 8
 ADAPT_STEPS = 16
+MAX_WORKER_DEATHS = 10
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,17 @@ class Trainer:
             self.step.opt_d.load_state_dict(state["opt_d"])
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
-            self.strength = float(state.get("strength", 0.0))
+            self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
             self._verdicts = list(state["verdicts"].to(self.device)) if "verdicts" in state else []
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
             ) from error
+
+    def slow_down(self) -> None:
+        """Halve both learning rates from here on; checkpoints remember it."""
+        self.config = replace(self.config, lr_g=self.config.lr_g / 2, lr_d=self.config.lr_d / 2)
+        self.step.config = self.config
 
     def restore_legacy(self, generator: dict[str, Tensor], discriminator: dict[str, Tensor] | None) -> None:
         """Start from plain state_dicts: networks only; optimisers, averages and the clock begin anew."""
@@ -267,9 +275,31 @@ class Run:
         self._start, self._scoring, self._reporting = time.monotonic(), 0.0, 0.0
         self.meter = Meter(trainer.device)
         self._last_save = time.monotonic()
+        self._slowed, self._deaths = False, 0
 
-    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
-        """Train on ``batches`` to the end; return the signal that stopped it before, or None. The state is saved either way."""
+    def train(self, batches_from_here: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> int | None:
+        """Train to the end; return the signal that stopped it before, or None. The state is saved either way.
+
+        batches_from_here: makes the batches from the trainer's place on the clock on. Losses or weights that are not finite lead
+        back to the last good state once, with half the learning rates; data workers that die are replaced.
+        """
+        self._save_latest()  # a full or unwritable disk shows now and not in the night, and there is a state to go back to
+        while True:
+            try:
+                return self._to_the_end(batches_from_here())
+            except DivergedError as problem:
+                self._roll_back(problem)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"the GPU's memory is full at --batch_size {self.trainer.config.batch_size}; go on with --resume and a smaller "
+                    "one (half of it), or start anew with a smaller --image_size or --preset"
+                ) from error
+            except RuntimeError as error:
+                self._replace_workers(error)
+            except UserError as error:  # from a data worker it comes with that process's traceback in front
+                raise UserError(str(error).strip().splitlines()[-1].removeprefix("common.errors.UserError: ")) from error
+
+    def _to_the_end(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
         stopped = self.loop(batches)
         self.write_line()
         if stopped is None:
@@ -279,6 +309,46 @@ class Run:
             self.log.line(f"stopped by {signal.Signals(stopped).name} after saving; go on with --resume")
             self.write_report(f"Stopped by {signal.Signals(stopped).name}")
         return stopped
+
+    def _roll_back(self, problem: DivergedError) -> None:
+        trainer, config, reached = self.trainer, self.trainer.config, self.trainer.images
+        with suppress(DivergedError):
+            self.write_line()  # the numbers that are none, for the log and the report
+        if self._slowed:
+            self.write_report("Stopped, the numbers are not finite")
+            raise UserError(
+                f"{problem}, at {reached} images and again after going back once with half the learning rates (now lr_g "
+                f"{config.lr_g:g}, lr_d {config.lr_d:g}); see the losses in {self.log.folder / REPORT}, then go on with --resume "
+                "and lower ones, or look for odd patches with check_data.py"
+            )
+        self._go_back()
+        trainer.slow_down()
+        self._slowed = True
+        self.log.line(
+            f"warning: {problem}, at {reached} images; going back to {trainer.images} images with half the learning rates: "
+            f"lr_g {trainer.config.lr_g:g}, lr_d {trainer.config.lr_d:g}"
+        )
+
+    def _go_back(self) -> None:
+        self.trainer.restore(checkpoint.load(self.folder / checkpoint.LATEST))
+        self.log.rewind(self.trainer.images)
+        self.meter.clear()
+
+    def _replace_workers(self, error: RuntimeError) -> None:
+        """Go on from the last checkpoint after a data worker died (killed for want of memory, a crash in a decoder).
+
+        Its death is raised by a signal, maybe in the middle of a step, so going on in place could count half a step.
+        """
+        if "DataLoader worker" not in str(error):
+            raise error
+        self._deaths += 1
+        if self._deaths > MAX_WORKER_DEATHS:
+            raise UserError(f"data workers died {self._deaths} times; free some memory, or train with --workers 0") from error
+        self._go_back()
+        self.log.line(
+            f"warning: a data worker died ({self._deaths} of at most {MAX_WORKER_DEATHS}); new ones go on from the last "
+            f"checkpoint, at {self.trainer.images} images"
+        )
 
     def loop(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
         """The steps alone, with what belongs between them."""
@@ -328,11 +398,7 @@ class Run:
         self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)
         self.meter.clear()
         if not np.isfinite(means["loss_d"] + means["loss_g"]):
-            self.write_report("Stopped, the losses are not finite")
-            raise UserError(
-                f"the losses are not finite at {trainer.images} images (loss_d {means['loss_d']}, loss_g {means['loss_g']}); "
-                f"go on from {self.folder / checkpoint.LATEST} with --resume and half of --lr_g and --lr_d"
-            )
+            raise DivergedError(f"a loss is not finite (loss_d {means['loss_d']:g}, loss_g {means['loss_g']:g})")
 
     def _as_text(self, row: dict[str, float]) -> str:
         numbers = " ".join(f"{name} {row[name]:.3f}" for name in STATISTICS)
@@ -383,7 +449,10 @@ class Run:
         return self._scoring / max(time.monotonic() - self._start, 1e-9)
 
     def _save_latest(self) -> None:
-        checkpoint.save(self.folder / checkpoint.LATEST, self.trainer.state())
+        state = self.trainer.state()
+        check_finite(state)
+        path, keep = self.folder / checkpoint.LATEST, self.habits.keep
+        save_patiently(path, state, keep, self.log.line, lambda: self.requests.stop is not None)
         self.requests.save = False
         self._last_save = time.monotonic()
 

@@ -1,0 +1,181 @@
+"""Full disks, numbers that are none, workers that die, patches that go bad: a run survives or says what to do."""
+
+import errno
+import math
+import os
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from common.errors import UserError
+from data import dataset as dataset_module
+from data.dataset import PatchDataset
+from data.order import BalancedOrder, BatchesFrom
+from models.config import dcgan_config
+from training import checkpoint, guard
+from training.config import TrainConfig
+from training.runlog import RunLog
+from training.signals import SignalRequests
+from training.trainer import Habits, Run, Trainer
+
+BATCH, EPOCH = 4, 8
+
+
+def make_run(folder, epochs=2, **settings):
+    config = TrainConfig(patches="x", condition="none", epochs=epochs, batch_size=BATCH, **settings)
+    trainer = Trainer(dcgan_config(64, 0), config, [], [], EPOCH, torch.device("cpu"))
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    return Run(trainer, Habits(1, 0, 0, 2), folder / "checkpoints", RunLog(folder / "logs"), SignalRequests())
+
+
+def batches(trainer, spoil=lambda images: False):
+    """Noise that depends on the place on the clock alone; NaN where ``spoil`` says so."""
+    for images in range(trainer.images, trainer.images_total, BATCH):
+        real = torch.randn(BATCH, 3, 64, 64, generator=torch.Generator().manual_seed(images)).tanh()
+        yield real * math.nan if spoil(images) else real, torch.zeros(BATCH, dtype=torch.long)
+
+
+def test_nan_goes_back_once_with_half_the_learning_rates(tmp_path):
+    run = make_run(tmp_path)
+    rate, spoilt = run.trainer.config.lr_g, iter([False, False, False, True])  # in the second epoch, the first time only
+    assert run.train(lambda: batches(run.trainer, lambda _: next(spoilt, False))) is None
+    state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.FINAL)
+    guard.check_finite(state)
+    assert state["config"]["lr_g"] == rate / 2
+    assert state["progress"]["images"] == 2 * EPOCH
+    assert f"going back to {EPOCH} images" in (tmp_path / "logs" / "train.log").read_text()
+
+
+def test_nan_again_stops_with_a_diagnosis_and_a_whole_checkpoint(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(UserError, match="again after going back once"):
+        run.train(lambda: batches(run.trainer, lambda images: images >= EPOCH))
+    state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LATEST)
+    guard.check_finite(state)
+    assert state["progress"]["images"] == EPOCH
+
+
+def full_disk(times):
+    """A stand-in for os.replace that meets a full disk ``times`` times."""
+    left, replace = [times], os.replace
+
+    def stand_in(source, target):
+        if left[0] > 0 and str(target).endswith("latest.pt"):
+            left[0] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return replace(source, target)
+
+    return stand_in
+
+
+def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS_BETWEEN_TRIES", 0.01)
+    run = make_run(tmp_path, epochs=1)
+    monkeypatch.setattr(os, "replace", full_disk(3))
+    assert run.train(lambda: batches(run.trainer)) is None
+    assert (tmp_path / "logs" / "train.log").read_text().count("the disk is full") == 3
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr(guard, "TRIES", 2)
+    run = make_run(tmp_path)
+
+    def then_full():
+        yield from batches(run.trainer, lambda images: bool(images == EPOCH and monkeypatch.setattr(os, "replace", full_disk(99))))
+
+    with pytest.raises(UserError, match=r"free some space there .* the last whole checkpoint is"):
+        run.train(then_full)
+    assert checkpoint.load(tmp_path / "checkpoints" / checkpoint.LATEST)["progress"]["images"] == EPOCH
+    assert not list((tmp_path / "checkpoints").glob(".*.tmp"))
+
+
+def test_waiting_for_space_ends_when_asked_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", full_disk(99))
+    with pytest.raises(UserError, match="no checkpoint was written yet"):
+        guard.save_patiently(tmp_path / "latest.pt", {}, 2, print, lambda: True)
+
+
+def test_other_errors_of_the_disk_are_not_waited_for(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        guard.save_patiently(tmp_path / "gone" / "latest.pt", {}, 2, print, lambda: False)
+
+
+def test_numbered_checkpoints_make_room_down_to_keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS_BETWEEN_TRIES", 0.0)
+    for epoch in range(5):
+        checkpoint.save(checkpoint.numbered(tmp_path, epoch), {"a": 1})
+    monkeypatch.setattr(os, "replace", full_disk(1))
+    guard.save_patiently(tmp_path / "latest.pt", {"a": 1}, 2, print, lambda: False)
+    assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_0003.pt", "epoch_0004.pt"]
+
+
+def test_a_full_gpu_says_which_option_to_lower(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    monkeypatch.setattr(run.trainer, "train_on", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(UserError, match=f"--batch_size {BATCH}.*half"):
+        run.train(lambda: batches(run.trainer))
+
+
+def test_errors_that_are_no_dead_worker_are_raised(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    monkeypatch.setattr(run.trainer, "train_on", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run.train(lambda: batches(run.trainer))
+
+
+@pytest.fixture
+def patches(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / "patches" / ("benign", "gleason3")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "patches"
+
+
+class Deadly(PatchDataset):
+    """Its first worker to reach patch 3 is killed."""
+
+    def __getitem__(self, draw):
+        mark = self.folder.parent / "killed"
+        if draw.index == 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(draw)
+
+
+def load(data, trainer, workers):
+    order = BalancedOrder(data.groups(), 0)
+    return DataLoader(data, batch_sampler=BatchesFrom(order, BATCH, trainer.images, trainer.images_total), num_workers=workers)
+
+
+def test_a_killed_data_worker_changes_nothing(tmp_path, patches):
+    finals = []
+    for data, workers, folder in ((PatchDataset(patches, 64), 0, "a"), (Deadly(patches, 64), 1, "b")):
+        (tmp_path / folder).mkdir()
+        run = make_run(tmp_path / folder, epochs=6)
+        assert run.train(partial(load, data, run.trainer, workers)) is None
+        finals.append(checkpoint.load(tmp_path / folder / "checkpoints" / checkpoint.FINAL)["generator"])
+    assert (tmp_path / "killed").exists()
+    assert "a data worker died (1 of" in (tmp_path / "b" / "logs" / "train.log").read_text()
+    assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def test_patches_that_go_bad_are_skipped_until_they_are_many(patches, monkeypatch, capsys):
+    monkeypatch.setattr(dataset_module, "MAX_CACHE_BYTES", 0)
+    data = PatchDataset(patches, 64, "label")
+    (patches / data.files[0].path).unlink()
+    (patches / data.files[1].path).write_bytes(b"no image")
+    for _ in range(2):
+        assert np.array_equal(data.pixels(0), data.pixels(2))
+    assert data.label(0) == data.label(2)
+    assert capsys.readouterr().out.count("went bad") == 2
+    (patches / data.files[5].path).unlink()
+    with pytest.raises(UserError, match="3 of 40 patches .* can no longer be read"):
+        data.pixels(5)
