@@ -59,6 +59,11 @@ def silence() -> Iterator[None]:
         yield
 
 
+def files_of(slides: Path) -> list[Path]:
+    """Slides of a plain folder or of one that is laid out as PANDA."""
+    return slide_files(slides / "train_images" if (slides / "train_images").is_dir() else slides)
+
+
 def stage(slides: Path, count: int, workers: int) -> int:
     with tempfile.TemporaryDirectory() as home, silence():
         settings = ExtractSettings(data_dir=slides, output_dir=Path(home) / "patches", max_patches=count, workers=workers)
@@ -83,7 +88,7 @@ def openslide_only() -> Iterator[None]:
 def chosen(slides: Path, count: int) -> dict[Path, list[Patch]]:
     """The patches that extraction takes, by slide file, in the order in which they lie there."""
     found = defaultdict(list)
-    files = {path.stem: path for path in slide_files(slides)}
+    files = {path.stem: path for path in files_of(slides)}
     with tempfile.TemporaryDirectory() as home, silence():
         extract(ExtractSettings(data_dir=slides, output_dir=Path(home) / "patches", max_patches=count, workers=0))
         for row in read_manifest(Path(home) / "patches"):
@@ -167,7 +172,7 @@ def main() -> int:
         "stage, ours, 1 worker": lambda: stage(slides, count, 1),
         "stage, ours, 2 workers": lambda: stage(slides, count, 2),
         "stage, OpenSlide, in one process": slow_stage,
-        "PIL script": lambda: by_pil(slide_files(slides), count),
+        "PIL script": lambda: by_pil(files_of(slides), count),
     }
     best: dict[str, tuple[float, float]] = {}
     for _ in range(args.rounds):
