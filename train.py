@@ -6,6 +6,7 @@ python train.py --resume                          go on from the newest whole ch
 nohup python train.py --epochs 200 > /dev/null 2>&1 &       then: tail -f logs/train.log
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from training.config import TrainConfig
 from training.device import choose_device, describe
 from training.dry_run import dry_run
 from training.lock import lock_folder
-from training.runlog import RunLog
+from training.runlog import RunLog, log_line
 from training.sampling import to_uint8
 from training.signals import SignalRequests
 from training.trainer import Habits, HeldOut, Run, Trainer
@@ -101,6 +102,7 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
     with lock_folder(folder):
         log = RunLog(log_folder, args.tensorboard)
         log.rewind(trainer.images)
+        dataset.report = partial(log_line, log_folder)  # also from worker processes
         config = trainer.config
         log.line(
             f"{'resume ' + str(source) if source else 'start'}: {trainer.model.model} {dataset.image_size}x{dataset.image_size}, "

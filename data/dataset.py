@@ -140,6 +140,7 @@ class PatchDataset(Dataset):
         self._stain = stain_normalize
         self._pixels: np.ndarray | None = None
         self._gone: set[str] = set()  # went bad while they were needed
+        self.report = say  # told of patches that go bad; must travel to worker processes
         self._cache = (
             self.folder / f".decoded_{split or 'all'}_{self._canvas}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
         )
@@ -178,7 +179,7 @@ class PatchDataset(Dataset):
                 path = self.files[other].path
                 if path not in self._gone:
                     self._gone.add(path)
-                    say(
+                    self.report(
                         f"warning: {self.folder / path} went bad during training and is skipped ({len(self._gone)} so far): {error}"
                     )
                 if len(self._gone) > MAX_BAD_SHARE * len(self.files):

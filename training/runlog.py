@@ -59,14 +59,12 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """One timestamped line to train.log and to stdout."""
-        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-        say(stamped)
-        self._append("train.log", stamped)
+        log_line(self.folder, text)
 
     def metrics(self, row: dict, images: int) -> None:
         """Append numbers to metrics.jsonl (and TensorBoard, over images seen). NaN and infinity become null, valid JSON."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        self._append(METRICS, json.dumps({"images": images} | finite))
+        _append(self.folder / METRICS, json.dumps({"images": images} | finite))
         if self._board is not None:
             for key, value in finite.items():
                 if isinstance(value, int | float):
@@ -91,12 +89,20 @@ class RunLog:
         if self._board is not None:
             self._board.close()
 
-    def _append(self, name: str, line: str) -> None:
-        try:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            say(f"warning: {self.folder / name} could not be written ({error}); training goes on")
+
+def log_line(folder: Path, text: str) -> None:
+    """One timestamped line to FOLDER/train.log and to stdout, from whichever process."""
+    stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+    say(stamped)
+    _append(folder / "train.log", stamped)
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        say(f"warning: {path} could not be written ({error}); training goes on")
 
 
 def duration(seconds: float) -> str:

@@ -34,3 +34,11 @@ class SignalRequests:
 
     def _save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
+
+
+def only_when_waiting() -> None:
+    """Let the death of a data worker show where its batch is waited for, within five seconds.
+
+    PyTorch also raises it from a signal handler, in the middle of whatever runs then: a step half done, weights still frozen.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -31,7 +31,7 @@ from training.report import REPORT, Facts, write_run_report
 from training.runlog import RunLog, duration
 from training.sampling import Sampler, calibrate, latent, run_generator
 from training.schedule import growth, learning_rate_factor
-from training.signals import SignalRequests
+from training.signals import SignalRequests, only_when_waiting
 from training.step import STATISTICS, GanStep
 
 SECONDS_BETWEEN_LINES = 20.0
@@ -335,10 +335,7 @@ class Run:
         self.meter.clear()
 
     def _replace_workers(self, error: RuntimeError) -> None:
-        """Go on from the last checkpoint after a data worker died (killed for want of memory, a crash in a decoder).
-
-        Its death is raised by a signal, maybe in the middle of a step, so going on in place could count half a step.
-        """
+        """Go on from the last checkpoint after a data worker died (killed for want of memory, a crash in a decoder)."""
         if "DataLoader worker" not in str(error):
             raise error
         self._deaths += 1
@@ -353,6 +350,7 @@ class Run:
     def loop(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
         """The steps alone, with what belongs between them."""
         trainer, batches = self.trainer, iter(batches)
+        only_when_waiting()
         while trainer.images < trainer.images_total:
             asked = time.monotonic()
             real, labels = next(batches)

@@ -19,7 +19,7 @@ from data.order import BalancedOrder, BatchesFrom
 from models.config import dcgan_config
 from training import checkpoint, guard
 from training.config import TrainConfig
-from training.runlog import RunLog
+from training.runlog import RunLog, log_line
 from training.signals import SignalRequests
 from training.trainer import Habits, Run, Trainer
 
@@ -165,6 +165,24 @@ def test_a_killed_data_worker_changes_nothing(tmp_path, patches):
     assert (tmp_path / "killed").exists()
     assert "a data worker died (1 of" in (tmp_path / "b" / "logs" / "train.log").read_text()
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def test_no_signal_of_a_dead_worker_can_tear_a_step(tmp_path, patches):
+    run, handlers = make_run(tmp_path), []
+    step = run.trainer.train_on
+    run.trainer.train_on = lambda *batch: handlers.append(signal.getsignal(signal.SIGCHLD)) or step(*batch)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # as PyTorch's
+    assert run.train(partial(load, PatchDataset(patches, 64), run.trainer, 1)) is None
+    assert set(handlers) == {signal.SIG_DFL}
+
+
+def test_workers_write_to_the_run_s_log_that_a_patch_went_bad(tmp_path, patches, monkeypatch):
+    monkeypatch.setattr(dataset_module, "MAX_CACHE_BYTES", 0)
+    data = PatchDataset(patches, 64, "label")
+    data.report = partial(log_line, tmp_path)
+    (patches / data.files[0].path).unlink()
+    assert len(list(DataLoader(data, BATCH, num_workers=1))) == 10
+    assert (tmp_path / "train.log").read_text().count("went bad during training and is skipped") == 1
 
 
 def test_patches_that_go_bad_are_skipped_until_they_are_many(patches, monkeypatch, capsys):
