@@ -4,8 +4,10 @@ python train.py --epochs 200 --batch_size 8
 python train.py --epochs 200 --batch_size 8 --resume checkpoints/G_final.pt
 python train.py --resume                          go on from the newest whole checkpoint
 nohup python train.py --epochs 200 > /dev/null 2>&1 &       then: tail -f logs/train.log
+torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,33 +23,30 @@ from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
 from metrics.watch import COUNT, Watch
 from models.config import ModelConfig
-from training import options, presets, resume
+from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import choose_device, describe
 from training.dry_run import dry_run
 from training.lock import lock_folder
-from training.runlog import RunLog, log_line
+from training.run import Follower, Habits, HeldOut, Run
+from training.runlog import RunLog, SilentLog, log_line
 from training.sampling import to_uint8
 from training.signals import SignalRequests
-from training.trainer import Habits, HeldOut, Run, Trainer
+from training.trainer import Trainer
 
 
 def main() -> int:
     parser = options.make_parser(__doc__)
     args = parser.parse_args()
     options.check(parser, args)
-    device = choose_device(args.device)
+    together, device = processes.join(choose_device(args.device))
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
+    if processes.restarted() and checkpoint.all_in(folder):
+        args.resume = ""  # torchrun started everything again after a process failed
     source, state = resume.find_state(args, folder, log_folder)
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
-    dataset = PatchDataset(
-        args.patches,
-        state["model"]["image_size"] if state else args.image_size or 256,
-        config.condition,
-        augmentation=Augmentation(**config.augmentation),
-        stain_normalize=config.stain_normalize,
-        classes=state["classes"] if state else None,
-    )
+    with together.first_goes_ahead():  # it writes the cache of decoded patches
+        dataset = open_patches(args, config, state)
     if args.preview_augmentation:
         return preview(dataset, config.seed, args.preview_augmentation)
     model = (
@@ -55,7 +54,7 @@ def main() -> int:
         if state
         else presets.model_config(args, dataset.image_size, len(dataset.classes), device)
     )
-    trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device)
+    trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device, together)
     if state:
         presets.check_same_networks(args, model)
         resume.restore(trainer, state)
@@ -64,7 +63,21 @@ def main() -> int:
     if trainer.images >= trainer.images_total:
         say(f"{source} has {trainer.epoch:.0f} of {config.epochs} epochs: nothing left to do; a larger --epochs trains on")
         return 0
-    return train(args, trainer, dataset, source, folder, log_folder)
+    code = train(args, trainer, dataset, source, folder, log_folder)
+    processes.leave(together)
+    return code
+
+
+def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:
+    """The patches, as the checkpoint knows them where there is one."""
+    return PatchDataset(
+        args.patches,
+        state["model"]["image_size"] if state else args.image_size or 256,
+        config.condition,
+        augmentation=Augmentation(**config.augmentation),
+        stain_normalize=config.stain_normalize,
+        classes=state["classes"] if state else None,
+    )
 
 
 def new_config(args) -> TrainConfig:
@@ -91,29 +104,31 @@ def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) ->
     cuda = trainer.device.type == "cuda"
     workers = (2 if costly or cuda else 0) if workers is None else workers
     order = BalancedOrder(dataset.groups(), trainer.config.seed)
-    batches = BatchesFrom(order, trainer.config.batch_size, trainer.images, trainer.images_total)
+    rank, world = trainer.processes.rank, trainer.processes.world
+    batches = BatchesFrom(order, trainer.config.batch_size, trainer.images, trainer.images_total, rank, world)
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
 
 
 def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, folder: Path, log_folder: Path) -> int:
     """Train to the end or to a signal; the exit code says which."""
-    requests = SignalRequests()
+    requests, first = SignalRequests(), trainer.processes.first
     requests.install()
-    with lock_folder(folder):
-        log = RunLog(log_folder, args.tensorboard)
+    with lock_folder(folder) if first else nullcontext():
+        log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
         log.rewind(trainer.images)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
-        config = trainer.config
+        config, world = trainer.config, trainer.processes.world
         log.line(
             f"{'resume ' + str(source) if source else 'start'}: {trainer.model.model} {dataset.image_size}x{dataset.image_size}, "
             f"condition {config.condition} {dataset.classes or ''}, {len(dataset)} patches an epoch, epochs {config.epochs}, "
-            f"batch {config.batch_size}, {describe(trainer.device)}, torch {torch.__version__}"
+            f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
+            f"torch {torch.__version__}"
         )
         log.picture("real.png", real_grid(dataset), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
-        habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share)
-        held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every else None
-        run = Run(trainer, habits, folder, log, requests, held_out)
+        habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share, args.auto_batch)
+        held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every and first else None
+        run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
         log.close()
     return 128 + stopped if stopped is not None else 0

@@ -25,9 +25,10 @@ from models.config import dcgan_config
 from train import make_loader
 from training.config import TrainConfig
 from training.device import choose_device, describe
+from training.run import Habits, Run
 from training.runlog import RunLog
 from training.signals import SignalRequests
-from training.trainer import Habits, Run, Trainer
+from training.trainer import Trainer
 
 
 def main() -> None:

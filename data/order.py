@@ -84,15 +84,19 @@ class BalancedOrder:
 
 
 class BatchesFrom(Sampler[list[Draw]]):
-    """Batches of an order from ``start`` images seen up to ``stop``; the last one is as large as the others."""
+    """Batches of an order from ``start`` images seen up to ``stop``; the last one is as large as the others.
 
-    def __init__(self, order: BalancedOrder, batch_size: int, start: int, stop: int):
+    rank, world: of each batch every ``world``-th draw from ``rank`` on, one process's share.
+    """
+
+    def __init__(self, order: BalancedOrder, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1):
         self.order, self.batch_size, self.start, self.stop = order, batch_size, start, stop
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return max(0, -(-(self.stop - self.start) // self.batch_size))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for first in range(self.start, self.stop, self.batch_size):
-            positions = range(first, first + self.batch_size)
+            positions = range(first + self.rank, first + self.batch_size, self.world)
             yield [Draw(self.order(position), derive_seed(self.order.seed, "augment", position)) for position in positions]

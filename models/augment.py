@@ -7,6 +7,8 @@ match the images as they are, and nothing of it leaks into the samples (Karras e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,18 +28,48 @@ def adapt(probability: float, share_real: float, images: int) -> float:
     return min(MOST, max(0.0, probability + (step if share_real > TARGET else -step)))
 
 
-def augment(images: Tensor, probability: float, kinds: tuple[str, ...] = KINDS) -> Tensor:
-    """(N, 3, S, S) in [-1, 1] -> the same shape; each kind happens to each image with ``probability``."""
+@dataclass(frozen=True)
+class Rows:
+    """Which images of a whole batch of ``total`` a tensor holds: every ``stride``-th from ``first`` on.
+
+    Random numbers are drawn for the whole batch, so that an image meets the same ones however the batch is divided.
+    """
+
+    total: int
+    first: int = 0
+    stride: int = 1
+
+    def rand(self, *shape: int, device: torch.device) -> Tensor:
+        """(n, *shape), uniform in 0..1."""
+        return torch.rand(self.total, *shape, device=device)[self.first :: self.stride]
+
+    def randn(self, *shape: int, device: torch.device) -> Tensor:
+        """(n, *shape), standard normal."""
+        return torch.randn(self.total, *shape, device=device)[self.first :: self.stride]
+
+    def put(self, rows: Tensor, whole: Tensor) -> Tensor:
+        """``whole`` with these rows in their places."""
+        result = whole.clone()
+        result[self.first :: self.stride] = rows
+        return result
+
+
+def augment(images: Tensor, probability: float, kinds: tuple[str, ...] = KINDS, rows: Rows | None = None) -> Tensor:
+    """(N, 3, S, S) in [-1, 1] -> the same shape; each kind happens to each image with ``probability``.
+
+    rows: the images' places in a larger batch; None where they are all of it.
+    """
     if probability <= 0.0:
         return images
+    rows = rows or Rows(len(images))
     for kind in kinds:
-        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < probability
-        images = torch.where(chosen, _OF[kind](images), images)
+        chosen = rows.rand(1, 1, 1, device=images.device) < probability
+        images = torch.where(chosen, _OF[kind](images, rows), images)
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _uniform(images: Tensor, *shape: int) -> Tensor:
-    return torch.rand(len(images), *shape, device=images.device) * 2.0 - 1.0
+def _uniform(images: Tensor, rows: Rows, *shape: int) -> Tensor:
+    return rows.rand(*shape, device=images.device) * 2.0 - 1.0
 
 
 def _resample(images: Tensor, shift: Tensor) -> Tensor:
@@ -47,40 +79,41 @@ def _resample(images: Tensor, shift: Tensor) -> Tensor:
     return F.grid_sample(images, grid + shift, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _translation(images: Tensor) -> Tensor:
+def _translation(images: Tensor, rows: Rows) -> Tensor:
     """By whole pixels, up to an eighth of the side."""
     side = images.shape[-1]
-    pixels = (_uniform(images, 1, 1, 2) * (side / 8)).round()
+    pixels = (_uniform(images, rows, 1, 1, 2) * (side / 8)).round()
     return _resample(images, pixels * (2.0 / side))
 
 
-def _elastic(images: Tensor) -> Tensor:
+def _elastic(images: Tensor, rows: Rows) -> Tensor:
     """A smooth displacement of up to 3 % of the side."""
-    coarse = F.interpolate(_uniform(images, 2, 4, 4) * 0.06, size=images.shape[2:], mode="bicubic", align_corners=False)
+    coarse = F.interpolate(_uniform(images, rows, 2, 4, 4) * 0.06, size=images.shape[2:], mode="bicubic", align_corners=False)
     return _resample(images, coarse.permute(0, 2, 3, 1))
 
 
-def _color(images: Tensor) -> Tensor:
+def _color(images: Tensor, rows: Rows) -> Tensor:
     """Brightness by a fifth, saturation and contrast by a quarter."""
-    images = images + _uniform(images, 1, 1, 1) * 0.2
+    images = images + _uniform(images, rows, 1, 1, 1) * 0.2
     grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * (1.0 + 0.25 * _uniform(images, 1, 1, 1))
+    images = grey + (images - grey) * (1.0 + 0.25 * _uniform(images, rows, 1, 1, 1))
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
-    return middle + (images - middle) * (1.0 + 0.25 * _uniform(images, 1, 1, 1))
+    return middle + (images - middle) * (1.0 + 0.25 * _uniform(images, rows, 1, 1, 1))
 
 
-def _stain(images: Tensor) -> Tensor:
+def _stain(images: Tensor, rows: Rows) -> Tensor:
     """Each stain's density by a fifth (Tellez et al. 2018)."""
     stains = _STAINS.to(images)
     density = -torch.log((images + 1.0).clamp(min=0.02) / 2.0)
     amounts = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains))
-    amounts = amounts * (1.0 + 0.2 * _uniform(images, 3, 1, 1))
+    amounts = amounts * (1.0 + 0.2 * _uniform(images, rows, 3, 1, 1))
     return 2.0 * torch.exp(-torch.einsum("nshw,sc->nchw", amounts, stains)) - 1.0
 
 
-def _noise(images: Tensor) -> Tensor:
+def _noise(images: Tensor, rows: Rows) -> Tensor:
     """White noise of 5 % of the range."""
-    return images + 0.1 * torch.randn_like(images) * torch.rand(len(images), 1, 1, 1, device=images.device)
+    amount = rows.rand(1, 1, 1, device=images.device)
+    return images + 0.1 * rows.randn(*images.shape[1:], device=images.device) * amount
 
 
 _OF = {"translation": _translation, "color": _color, "stain": _stain, "elastic": _elastic, "noise": _noise}

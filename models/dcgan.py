@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from models.config import ModelConfig
+from models.layers import BatchNorm
 
 # What a doubling by bilinear interpolation looks like as a 4x4 transposed convolution.
 _SMOOTH = torch.outer(*[torch.tensor([0.25, 0.75, 0.75, 0.25])] * 2)
@@ -42,7 +43,7 @@ class DCGANGenerator(nn.Module):
         widths = config.g_channels
         layers: list[nn.Module] = [nn.ConvTranspose2d(config.latent_dim + config.num_classes, widths[0], 4, 1, 0, bias=False)]
         for before, after in zip(widths, (*widths[1:], 3), strict=True):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
+            layers += [BatchNorm(before), nn.ReLU(inplace=True), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
         self.main = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialise)
 
@@ -63,7 +64,7 @@ class DCGANDiscriminator(nn.Module):
         widths = config.d_channels
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True)]
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), BatchNorm(after), nn.LeakyReLU(0.2, inplace=True)]
         self.features = nn.Sequential(*layers)
         self.head = nn.Conv2d(widths[-1], 1, 4, 1, 0, bias=False)
         self.apply(_initialise)

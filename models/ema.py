@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from models.layers import run_alone
+
 RAMP_UP = 0.05
 
 
@@ -23,7 +25,7 @@ def ema_decay(images_seen: int, batch_size: int, half_life: float) -> float:
 
 def make_ema(generator: nn.Module) -> nn.Module:
     """A frozen copy of ``generator`` in evaluation mode."""
-    return copy.deepcopy(generator).eval().requires_grad_(False)
+    return run_alone(copy.deepcopy(generator)).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 GAIN = math.sqrt(2.0)  # of a leaky ReLU of slope 0.2, roughly: keeps the variance from layer to layer
 
@@ -111,3 +113,62 @@ def plain(layer: nn.Module) -> nn.Module:
 def spectral(layer: nn.Module) -> nn.Module:
     """The layer with its largest singular value held at 1 (Miyato et al. 2018)."""
     return spectral_norm(layer)
+
+
+@torch.no_grad()
+def advance_spectral_norms(network: nn.Module) -> None:
+    """One step of the power iteration behind each spectral norm; between two calls the norms stay as they are.
+
+    So the weights of a training step do not depend on how often they are used in it.
+    """
+    for layer in network.modules():
+        if is_parametrized(layer):
+            norm = layer.parametrizations.weight
+            norm.train()
+            _ = layer.weight  # takes the step
+            norm.eval()
+
+
+class _Total(torch.autograd.Function):
+    """Sum over processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Total.apply(gradient.contiguous())
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batch of all processes of a training (PyTorch's own for that needs CUDA).
+
+    shared: False in networks that one process runs by itself.
+    """
+
+    shared = True
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not (self.shared and self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(maps)
+        count = maps.numel() // maps.shape[1] * dist.get_world_size()
+        mean = _Total.apply(maps.sum(dim=(0, 2, 3))) / count
+        centred = maps - mean[:, None, None]
+        variance = _Total.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
+def run_alone(network: nn.Module) -> nn.Module:
+    """The network, from now on without a look at other processes."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.shared = False
+    return network

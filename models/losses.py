@@ -54,16 +54,18 @@ def squared_gradient(judge: nn.Module, maps: list[Tensor], labels: Tensor | None
     return _gradient(judge, maps, labels).square().sum(dim=1).mean()
 
 
-def gradient_penalty(judge: nn.Module, real: list[Tensor], fake: list[Tensor], labels: Tensor | None) -> Tensor:
-    """(norm of the gradient - 1)^2 on random mixtures of real and fake (WGAN-GP, Gulrajani et al. 2017). In float32."""
-    share = torch.rand(len(real[0]), 1, 1, 1, device=real[0].device)
-    mixed = [torch.lerp(a.float(), b.float(), share) for a, b in zip(real, fake, strict=True)]
+def gradient_penalty(judge: nn.Module, real: list[Tensor], fake: list[Tensor], labels: Tensor | None, share: Tensor) -> Tensor:
+    """(norm of the gradient - 1)^2 on mixtures of real and fake (WGAN-GP, Gulrajani et al. 2017). In float32.
+
+    share: of fake in each mixture, (N, 1, 1, 1), random in 0..1.
+    """
+    mixed = [torch.lerp(precise(a), precise(b), share) for a, b in zip(real, fake, strict=True)]
     return (_gradient(judge, mixed, labels).square().sum(dim=1).add(1e-12).sqrt() - 1.0).square().mean()
 
 
 def _gradient(judge: nn.Module, maps: list[Tensor], labels: Tensor | None) -> Tensor:
     """(N, all elements) gradient of the sum of logits, itself differentiable."""
-    maps = [item.detach().float().requires_grad_() for item in maps]
+    maps = [precise(item.detach()).requires_grad_() for item in maps]
     with torch.autocast(maps[0].device.type, enabled=False):
         logits = judge.judge(maps, labels)
     gradients = torch.autograd.grad(logits.sum(), maps, create_graph=True)
@@ -73,15 +75,13 @@ def _gradient(judge: nn.Module, maps: list[Tensor], labels: Tensor | None) -> Te
 def energy_distance(real: list[Tensor], fake: list[Tensor], labels: Tensor | None) -> Tensor:
     """Feature matching: how far two batches are apart as distributions of feature statistics; its gradient teaches the generator.
 
-    real, fake: feature maps (N, C, H, W) of one frozen network, fine to coarse. Each image counts as the means and standard
-    deviations of its channels. The energy distance (Szekely and Rizzo 2013; for GANs Bellemare et al., "The Cramer distance",
-    2017) draws fakes towards the real ones and drives fakes apart, so that unlike a difference of means it rewards variety. With
-    labels, images of different classes count as further apart, and each class is matched by itself. Without the term between
-    real images, which no generator can change. Sum over the maps.
+    real, fake: ``statistics`` (N, 2C) of feature maps of one frozen network, fine to coarse. The energy distance (Szekely and Rizzo
+    2013; for GANs Bellemare et al., "The Cramer distance", 2017) draws fakes towards the real ones and drives fakes apart, so that
+    unlike a difference of means it rewards variety. With labels, images of different classes count as further apart, and each
+    class is matched by itself. Without the term between real images, which no generator can change. Sum over the maps.
     """
     total = real[0].new_zeros(())
-    for real_maps, fake_maps in zip(real, fake, strict=True):
-        a, b = statistics(real_maps.float()), statistics(fake_maps.float())
+    for a, b in zip(real, fake, strict=True):
         scale = a.square().mean().sqrt().detach() + 1e-8
         a, b = a.detach() / scale, b / scale
         across = _distances(b, a, labels)
@@ -91,8 +91,14 @@ def energy_distance(real: list[Tensor], fake: list[Tensor], labels: Tensor | Non
     return total
 
 
+def precise(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def statistics(maps: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, 2C): mean and standard deviation of each channel over positions."""
+    """(N, C, H, W) -> (N, 2C): mean and standard deviation of each channel over positions, in float32 at least."""
+    maps = precise(maps)
     return torch.cat([maps.mean(dim=(2, 3)), maps.var(dim=(2, 3), unbiased=False).add(1e-6).sqrt()], dim=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from common.cli import fraction, natural, non_negative_float, positive_float, positive_int
@@ -130,6 +131,9 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--keep", type=positive_int, default=3, help="numbered checkpoints kept; default %(default)s")
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
+    group.add_argument(
+        "--auto_batch", action="store_true", help="when GPU memory is full, take each batch in parts: slower, the same result"
+    )
     group.add_argument("--dry_run", action="store_true", help="print configuration, size, memory and time per epoch, and leave")
 
 
@@ -137,6 +141,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values and combinations that cannot be meant (exit 2)."""
     if args.batch_size == 1:
         parser.error("--batch_size 1 leaves batch normalisation nothing to average; use at least 2")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for name in ("dry_run", "preview_augmentation", "auto_batch"):
+            if getattr(args, name):
+                parser.error(f"--{name} works in one process; start without torchrun")
     if args.rotation is not None and args.rotation > 45:
         parser.error("--rotation goes up to 45 degrees; quarter turns do the rest")
     if args.label_smoothing is not None and args.label_smoothing >= 0.5:

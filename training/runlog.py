@@ -90,6 +90,16 @@ class RunLog:
             self._board.close()
 
 
+class SilentLog:
+    """The log of a process that leaves writing to another one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __getattr__(self, name: str):
+        return lambda *_: None
+
+
 def log_line(folder: Path, text: str) -> None:
     """One timestamped line to FOLDER/train.log and to stdout, from whichever process."""
     stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"

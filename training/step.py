@@ -1,14 +1,23 @@
-"""One training step: the discriminator learns from a batch, then the generator from the discriminator."""
+"""One training step: the discriminator learns from a batch, then the generator from the discriminator.
+
+A batch may be spread over processes, and each one's share may be taken in parts where memory is short. The step is the same: parts
+of a batch are weighted by their share, gradients added up, random numbers are drawn for the whole batch, and the feature matching
+compares all images with all. (Batch norm, the baseline's, is the exception for parts: each has statistics of its own.)
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from models import losses
-from models.augment import augment
+from models.augment import Rows, augment
 from models.features import Lite0
+from models.layers import advance_spectral_norms
 from training.config import TrainConfig
+from training.processes import Processes
 
 STATISTICS = ("loss_d", "loss_g", "acc_real", "acc_fake", "grad_d", "grad_g", "diversity")
 
@@ -24,17 +33,56 @@ def gradient_norm(network: nn.Module) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None], foreach=True)
 
 
-def diversity(images: Tensor, real: Tensor) -> Tensor:
-    """How much a batch varies beside a real one: standard deviations at an eighth of the size; 0 when all images are one."""
-    spread, wanted = (nn.functional.avg_pool2d(batch.detach(), 8).std(dim=0).mean() for batch in (images, real))
-    return spread / (wanted + 1e-6)
+def small(images: Tensor) -> Tensor:
+    """Images at an eighth of their size, to measure ``diversity`` on."""
+    return nn.functional.avg_pool2d(images.detach(), 8)
+
+
+def diversity(fake: Tensor, real: Tensor) -> Tensor:
+    """How much small generated images vary beside real ones, by their standard deviations; 0 when all images are one."""
+    return fake.std(dim=0).mean() / (real.std(dim=0).mean() + 1e-6)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step is about. real: (N, 3, S, S) in [-1, 1]; labels: (N,) or None; z: (N, latent_dim); N is this process's share.
+
+    seed: of the random numbers of the step, the same in all processes. strength: probability of each augmentation before D.
+    """
+
+    real: Tensor
+    labels: Tensor | None
+    z: Tensor
+    seed: int
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A part of a batch as the discriminator looked at it: maps of real and generated images, and their feature statistics."""
+
+    rows: Rows
+    labels: Tensor | None
+    real: list[Tensor]
+    fake: list[Tensor]
+    real_features: list[Tensor]
+    fake_features: list[Tensor]
+    small: tuple[Tensor, Tensor]
+
+    def kept(self) -> list[Tensor]:
+        """What must be known of all images of the batch at once, (N, ...) each, without gradient."""
+        return [item.detach() for item in (*self.real_features, *self.fake_features, *self.small)]
 
 
 class GanStep:
-    """Holds both networks and their optimisers, already on their device in channels_last (1.3 to 2 times the speed on CPUs)."""
+    """Holds both networks and their optimisers, already on their device in channels_last (1.3 to 2 times the speed on CPUs).
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig):
+    parts: in how many parts a process takes its share of a batch; more of them need less memory and more time.
+    """
+
+    def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, processes: Processes | None = None):
         self.generator, self.discriminator, self.config = generator, discriminator, config
+        self.processes, self.parts = processes or Processes(), 1
         self.opt_g = make_optimizer(generator, config.lr_g, config.betas)
         self.opt_d = make_optimizer(discriminator, config.lr_d, config.betas)
         self._learned = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -42,73 +90,117 @@ class GanStep:
         if config.perceptual and not hasattr(discriminator, "backbone"):
             self._teacher = Lite0().to(next(generator.parameters()).device, memory_format=torch.channels_last)
 
-    def __call__(
-        self, real: Tensor, labels: Tensor | None, z: Tensor, rate: float = 1.0, strength: float = 0.0, penalise: bool = False
-    ) -> Tensor:
+    def __call__(self, batch: Batch, rate: float = 1.0, penalise: bool = False) -> Tensor:
         """One update of both networks.
 
-        real: (N, 3, S, S) in [-1, 1]. labels: (N,), for real and generated images alike. z: (N, latent_dim). rate: factor of the
-        learning rates. strength: probability of each augmentation in front of D. penalise: whether this step takes the gradient
-        penalties. Returns STATISTICS as a tensor on the device, not synchronised.
+        rate: factor of the learning rates. penalise: whether this step takes the gradient penalties. Returns STATISTICS of the
+        whole batch as a tensor on the device, not synchronised, the same in all processes.
         """
         for optimizer, base in ((self.opt_g, self.config.lr_g), (self.opt_d, self.config.lr_d)):
             optimizer.param_groups[0]["lr"] = base * rate
-        fake = self.generator(z, labels)
-        kinds = tuple(self.config.adaptive)
-        real_seen, fake_seen = augment(real, strength, kinds), augment(fake, strength, kinds)
-        with torch.no_grad():
-            real_maps = self.discriminator.look(real_seen)
-        fake_maps = self.discriminator.look(fake_seen)
-        loss_d, real_logits, fake_logits = self._discriminator(real_maps, [item.detach() for item in fake_maps], labels, penalise)
-        loss_g = self._generator(real_maps, fake_maps, labels, (real_seen, fake_seen))
-        accuracy = [(real_logits > 0).float().mean(), (fake_logits < 0).float().mean()]
+            optimizer.zero_grad(set_to_none=True)
+        whole = self._look(batch, 0, True) if self.parts == 1 else None
+        sums, kept = torch.zeros(4, device=batch.real.device), []
+        self._freeze(False)
+        advance_spectral_norms(self.discriminator)
+        for part in range(self.parts):
+            seen = whole or self._look(batch, part, False)
+            sums[[0, 2, 3]] += self._discriminator(seen, penalise)
+            kept.append(seen.kept())
+        self._update(self.opt_d, self.discriminator)
+        labels = None if batch.labels is None else self.processes.gather(batch.labels)
+        everything = [self._together(parts) for parts in zip(*kept, strict=True)]
+        self._freeze(True)  # D only passes the gradient on: not computing its own saves a third of its backward pass
+        advance_spectral_norms(self.discriminator)
+        for part in range(self.parts):
+            sums[1] += self._generator(whole or self._look(batch, part, True), everything, labels)
+        self._update(self.opt_g, self.generator)
+        loss_d, loss_g, *accuracy = self.processes.total(sums).unbind()
         norms = [gradient_norm(self.discriminator), gradient_norm(self.generator)]
-        return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(fake, real)]).detach()
+        return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(everything[-1], everything[-2])])
 
-    def _discriminator(
-        self, real: list[Tensor], fake: list[Tensor], labels: Tensor | None, penalise: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # Real and fake go through in batches of their own: mixed, batch norm would tell D the answer.
-        real_logits, fake_logits = self.discriminator.judge(real, labels), self.discriminator.judge(fake, labels)
-        loss = losses.discriminator_loss(self.config.objective, real_logits, fake_logits, self.config.label_smoothing)
-        total = loss + self.config.penalty_every * self._penalties(real, fake, labels) if penalise else loss
-        self.opt_d.zero_grad(set_to_none=True)
-        total.backward()
-        self.opt_d.step()
-        return loss, real_logits, fake_logits
+    @property
+    def _share(self) -> float:
+        """Of the batch, that one part of one process is."""
+        return 1.0 / (self.parts * self.processes.world)
 
-    def _penalties(self, real: list[Tensor], fake: list[Tensor], labels: Tensor | None) -> Tensor | float:
-        config, total = self.config, 0.0
-        if config.r1:
-            total = total + 0.5 * config.r1 * losses.squared_gradient(self.discriminator, real, labels)
-        if config.r2:
-            total = total + 0.5 * config.r2 * losses.squared_gradient(self.discriminator, fake, labels)
-        if config.gradient_penalty:
-            total = total + config.gradient_penalty * losses.gradient_penalty(self.discriminator, real, fake, labels)
-        return total
-
-    def _generator(self, real: list[Tensor], fake: list[Tensor], labels: Tensor | None, seen: tuple[Tensor, Tensor]) -> Tensor:
-        self._learn(False)  # D only passes the gradient on: not computing its own saves a third of its backward pass
-        real_logits = 0.0
-        if self.config.objective == "relativistic":
-            real_logits = self.discriminator.judge(real, labels).detach()
-        loss = losses.generator_loss(self.config.objective, self.discriminator.judge(fake, labels), real_logits)
-        if self.config.perceptual:
-            loss = loss + self.config.perceptual * losses.energy_distance(*self._features(real, fake, seen), labels)
-        self.opt_g.zero_grad(set_to_none=True)
-        loss.backward()
-        self.opt_g.step()
-        self._learn(True)
-        return loss
+    def _look(self, batch: Batch, part: int, learn: bool) -> Seen:
+        """Generate a part's images and let D look at them and the real ones; ``learn``: with a gradient to the generator."""
+        mine, world = slice(part, None, self.parts), self.processes.world
+        rows = Rows(len(batch.real) * world, self.processes.rank + world * part, world * self.parts)
+        labels = None if batch.labels is None else batch.labels[mine]
+        torch.manual_seed(batch.seed)
+        real, kinds = batch.real[mine], tuple(self.config.adaptive)
+        with torch.set_grad_enabled(learn):
+            fake = self.generator(batch.z[mine], labels)
+            seen = augment(real, batch.strength, kinds, rows), augment(fake, batch.strength, kinds, rows)
+            with torch.no_grad():
+                real_maps = self.discriminator.look(seen[0])
+            fake_maps = self.discriminator.look(seen[1])
+            features = self._features(real_maps, fake_maps, seen)
+        return Seen(rows, labels, real_maps, fake_maps, *features, (small(real), small(fake)))
 
     def _features(self, real: list[Tensor], fake: list[Tensor], seen: tuple[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Frozen features of both batches; what a projected discriminator has looked at already serves again."""
+        """Statistics of frozen features of both; what a projected discriminator has looked at already serves again."""
+        if not self.config.perceptual:
+            return [], []
         if self._teacher is None:
-            return real[1:], fake[1:]
-        with torch.no_grad():
-            taught = self._teacher.maps(seen[0], (0, 1, 2, 3))
-        return taught, self._teacher.maps(seen[1], (0, 1, 2, 3))
+            real, fake = real[1:], fake[1:]
+        else:
+            with torch.no_grad():
+                real = self._teacher.maps(seen[0], (0, 1, 2, 3))
+            fake = self._teacher.maps(seen[1], (0, 1, 2, 3))
+        return [losses.statistics(item) for item in real], [losses.statistics(item) for item in fake]
 
-    def _learn(self, on: bool) -> None:
+    def _together(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Rows of this process's parts -> rows of the whole batch in its order."""
+        return self.processes.gather(torch.stack(parts, dim=1).flatten(0, 1))
+
+    def _discriminator(self, seen: Seen, penalise: bool) -> Tensor:
+        """Add D's gradients; its loss and its accuracies on real and fake, weighted by the part's share."""
+        # Real and fake go through in batches of their own: mixed, batch norm would tell D the answer.
+        fake = [item.detach() for item in seen.fake]
+        real_logits, fake_logits = (self.discriminator.judge(maps, seen.labels) for maps in (seen.real, fake))
+        loss = losses.discriminator_loss(self.config.objective, real_logits, fake_logits, self.config.label_smoothing)
+        total = loss + self.config.penalty_every * self._penalties(seen, fake) if penalise else loss
+        (self._share * total).backward()
+        accuracy = [(real_logits > 0).float().mean(), (fake_logits < 0).float().mean()]
+        return self._share * torch.stack([loss.detach(), *accuracy])
+
+    def _penalties(self, seen: Seen, fake: list[Tensor]) -> Tensor | float:
+        config, total = self.config, 0.0
+        if config.r1:
+            total = total + 0.5 * config.r1 * losses.squared_gradient(self.discriminator, seen.real, seen.labels)
+        if config.r2:
+            total = total + 0.5 * config.r2 * losses.squared_gradient(self.discriminator, fake, seen.labels)
+        if config.gradient_penalty:
+            mixture = seen.rows.rand(1, 1, 1, device=fake[0].device)
+            penalty = losses.gradient_penalty(self.discriminator, seen.real, fake, seen.labels, mixture)
+            total = total + config.gradient_penalty * penalty
+        return total
+
+    def _generator(self, seen: Seen, everything: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Add G's gradients; its loss weighted by the part's share. everything, labels: see ``Seen.kept``, of the whole batch."""
+        real_logits = 0.0
+        if self.config.objective == "relativistic":
+            with torch.no_grad():
+                real_logits = self.discriminator.judge(seen.real, seen.labels)
+        loss = losses.generator_loss(self.config.objective, self.discriminator.judge(seen.fake, seen.labels), real_logits)
+        loss = self._share * loss
+        told = self._share * loss.new_zeros(())
+        if self.config.perceptual:
+            count = len(seen.fake_features)
+            fake = [seen.rows.put(mine, all_) for mine, all_ in zip(seen.fake_features, everything[count : 2 * count], strict=True)]
+            matching = self.config.perceptual * losses.energy_distance(everything[:count], fake, labels)
+            # Of the whole batch: each part and process passes on the gradient of its own images.
+            loss, told = loss + matching, (self._share - 1.0) * matching.detach()
+        loss.backward()
+        return loss.detach() + told
+
+    def _update(self, optimizer: torch.optim.Adam, network: nn.Module) -> None:
+        self.processes.total_gradients(network)
+        optimizer.step()
+
+    def _freeze(self, frozen: bool) -> None:
         for parameter in self._learned:
-            parameter.requires_grad_(on)
+            parameter.requires_grad_(not frozen)

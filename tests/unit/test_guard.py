@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,9 +20,10 @@ from data.order import BalancedOrder, BatchesFrom
 from models.config import dcgan_config
 from training import checkpoint, guard
 from training.config import TrainConfig
+from training.run import Habits, Run
 from training.runlog import RunLog, log_line
 from training.signals import SignalRequests
-from training.trainer import Habits, Run, Trainer
+from training.trainer import Trainer
 
 BATCH, EPOCH = 4, 8
 
@@ -118,8 +120,31 @@ def test_numbered_checkpoints_make_room_down_to_keep(tmp_path, monkeypatch):
 def test_a_full_gpu_says_which_option_to_lower(tmp_path, monkeypatch):
     run = make_run(tmp_path)
     monkeypatch.setattr(run.trainer, "train_on", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(UserError, match=f"--batch_size {BATCH}.*half"):
+    with pytest.raises(UserError, match=f"--batch_size {BATCH}.*--auto_batch"):
         run.train(lambda: batches(run.trainer))
+
+
+def test_auto_batch_goes_on_in_parts(tmp_path, monkeypatch):
+    run = make_run(tmp_path, epochs=1)
+    run.habits = replace(run.habits, auto_batch=True)
+    generator, small_enough = run.trainer.step.generator, BATCH // 2
+    forward = generator.forward
+
+    def short_of_memory(z, labels=None):
+        if len(z) > small_enough:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(z, labels)
+
+    monkeypatch.setattr(generator, "forward", short_of_memory)
+    assert run.train(lambda: batches(run.trainer)) is None
+    assert run.trainer.step.parts == 2
+    assert "each batch of 4 in 2 parts" in (tmp_path / "logs" / "train.log").read_text()
+    small_enough = 1
+    with pytest.raises(UserError, match="even in 2 parts"):
+        make_again = make_run(tmp_path, epochs=1)
+        make_again.habits = run.habits
+        monkeypatch.setattr(make_again.trainer.step.generator, "forward", short_of_memory)
+        make_again.train(lambda: batches(make_again.trainer))
 
 
 def test_errors_that_are_no_dead_worker_are_raised(tmp_path, monkeypatch):

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
+from common.errors import UserError
 from models import build, losses
 from models.augment import KINDS, MOST, adapt, augment
 from models.config import FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, improved_config
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
+from training.processes import Processes
 from training.schedule import growth, learning_rate_factor
 from training.step import diversity
+from training.step import small as small_images
 from training.trainer import Trainer
 from training.verdict import History, collapses
 
@@ -33,6 +36,14 @@ def small(**changes):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def double():
+    """Rounding is amplified from step to step: in double precision what is left of it stays small."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
@@ -124,18 +135,19 @@ class Linear(torch.nn.Module):
 def test_penalties_of_a_known_slope():
     images = torch.randn(4, 3, 8, 8)
     assert losses.squared_gradient(Linear(), [images], None).item() == pytest.approx(9.0)
-    assert losses.gradient_penalty(Linear(), [images], [images + 1], None).item() == pytest.approx(4.0, rel=1e-4)
+    share = torch.rand(4, 1, 1, 1)
+    assert losses.gradient_penalty(Linear(), [images], [images + 1], None, share).item() == pytest.approx(4.0, rel=1e-4)
 
 
 def test_energy_distance_asks_for_the_right_place_and_for_variety():
     def batch(offset, spread):
-        return [offset + spread * torch.randn(64, 1, 1, 1) + torch.randn(64, 8, 6, 6) * 0.1 + 3.0]
+        return [losses.statistics(offset + spread * torch.randn(64, 1, 1, 1) + torch.randn(64, 8, 6, 6) * 0.1 + 3.0)]
 
     labels = torch.arange(64) % 2
     real = batch(0.0, 1.0)
     alike, shifted, collapsed = (losses.energy_distance(real, fake, None) for fake in (batch(0, 1), batch(2, 1), batch(0, 0.0)))
     assert alike < shifted and alike < collapsed
-    swapped = [real[0] + 2.0 * labels[:, None, None, None]]
+    swapped = [real[0] + 2.0 * labels[:, None]]
     right, wrong = losses.energy_distance(swapped, swapped, labels), losses.energy_distance(swapped, swapped, 1 - labels)
     assert right == wrong  # the labels of both sides are the batch's: a swap of names changes nothing
     mixed = [swapped[0].flip(0)]
@@ -171,7 +183,8 @@ def test_schedules_are_functions_of_images_seen():
 
 
 def test_diversity_is_measured_beside_real_batches():
-    real = torch.rand(8, 3, 64, 64)
+    real = small_images(torch.rand(8, 3, 64, 64))
+    assert real.shape == (8, 3, 8, 8)
     assert diversity(real, real).item() == pytest.approx(1.0, rel=1e-3)
     assert diversity(real[:1].repeat(8, 1, 1, 1), real) == 0.0
 
@@ -225,6 +238,30 @@ def test_a_restored_run_goes_on_bit_for_bit(discriminator):
     for name, value in whole.step.generator.state_dict().items():
         other = again.step.generator.state_dict()[name]
         assert value == other if isinstance(value, float) else torch.equal(value, other)
+
+
+@pytest.mark.parametrize(
+    ("objective", "discriminator"), [("non_saturating", "projected"), ("wgan", "residual"), ("relativistic", "residual")]
+)
+def test_a_batch_in_parts_is_the_same_step(discriminator, objective, double):
+    runs = [trainer(objective, discriminator, batch_size=16, warmup_images=0, adaptive=list(KINDS)) for _ in range(2)]
+    runs[1].divide()
+    runs[1].divide()
+    assert runs[1].step.parts == 4 and not runs[1].divide()
+    labels = torch.arange(16) % 3
+    for step in range(2):
+        batch = torch.nn.functional.avg_pool2d(torch.rand(16, 3, 64, 64), 5, 1, 2) * 2 - 1
+        for run in runs:
+            run.strength = 0.5
+        whole, parts = (run.train_on(batch, labels) for run in runs)
+        assert torch.allclose(whole, parts, rtol=1e-7), (step, whole, parts)
+    states = [run.step.generator.state_dict() for run in runs]
+    assert all(torch.allclose(a, states[1][name], rtol=1e-7) for name, a in states[0].items() if torch.is_tensor(a))
+
+
+def test_a_batch_must_divide_among_the_processes():
+    with pytest.raises(UserError, match="must be a multiple of 8 .* choose 16"):
+        Trainer(small(), TrainConfig("", "label", batch_size=12), [], [], 8, torch.device("cpu"), Processes(0, 2))
 
 
 def _stored(state):

@@ -18,9 +18,10 @@ from training import verdict
 from training.compare import distinct_names
 from training.config import TrainConfig
 from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
+from training.run import Habits, Run
 from training.runlog import RunLog
 from training.signals import SignalRequests
-from training.trainer import Habits, Run, Trainer
+from training.trainer import Trainer
 from training.verdict import History, advise, compare, history, warnings
 
 FACTS = Facts("Running", 3000, 6000, 60, {"model": "dcgan", "augmentation": {"flips": 0.5}, "patches": "<b>patches</b>"})

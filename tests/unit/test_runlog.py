@@ -6,8 +6,8 @@ import pytest
 
 from common.errors import UserError
 from training.lock import lock_folder
+from training.run import crossed, duration
 from training.runlog import METRICS, RunLog, read_metrics
-from training.trainer import crossed, duration
 
 
 def test_metrics_are_valid_json_whatever_the_number(tmp_path):

@@ -1,0 +1,92 @@
+"""Training over several processes: the same result, one voice, and back on its feet after a process was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def torchrun(processes, *words, restarts=0):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    return [str(word) for word in (*start, "--max-restarts", restarts, *words)]
+
+
+def losses(processes, steps):
+    words = torchrun(processes, "-m", "tests.distributed_losses", steps)
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_processes_take_the_steps_of_one():
+    one, two = losses(1, 6), losses(2, 6)
+    for model in ("improved", "dcgan"):
+        assert np.allclose(one[model], two[model], rtol=1e-6), model
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_takes_the_steps_of_one():
+    one = losses(1, 50)
+    for processes in (2, 4):
+        several = losses(processes, 50)
+        for model in ("improved", "dcgan"):
+            assert np.allclose(one[model], several[model], rtol=1e-6), (processes, model)
+
+
+@pytest.fixture
+def patches(tmp_path):
+    random = np.random.default_rng(0)
+    for number in range(24):
+        path = tmp_path / "patches" / ("benign", "gleason3")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "patches"
+
+
+def training(patches, epochs, *more):
+    size = ["--model", "dcgan", "--image_size", 64, "--batch_size", 8, "--epochs", epochs, "--device", "cpu", "--workers", 0]
+    return [ROOT / "train.py", "--patches", patches, *size, "--save_every", 1, "--eval_every", 0, *more]
+
+
+def workers_of(parent):
+    """Process numbers of the children of a process."""
+    path = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(number) for number in path.read_text().split()] if path.exists() else []
+
+
+def test_a_killed_process_comes_back_and_one_alone_goes_on(tmp_path, patches):
+    words = torchrun(2, *training(patches, 4), restarts=2)
+    with open(tmp_path / "out.txt", "w") as out:
+        run = subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stdout=out, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "checkpoints" / "epoch_0001.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(workers_of(run.pid)[-1], signal.SIGKILL)
+        assert run.wait(timeout=200) == 0, (tmp_path / "out.txt").read_text()
+    log = (tmp_path / "logs" / "train.log").read_text()
+    assert log.count("batch 8 over 2 processes") == 2 and "resume " in log and log.count("done: 4 epochs") == 1
+    rows = [json.loads(line)["images"] for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows)) and rows[-1] == 4 * 24
+    alone = [sys.executable, *map(str, training(patches, 5, "--resume"))]
+    done = subprocess.run(alone, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "checkpoints" / checkpoint.FINAL)["progress"]["images"] == 5 * 24
+
+
+def test_a_batch_that_cannot_be_shared_is_one_sentence(tmp_path, patches):
+    words = torchrun(2, *training(patches, 1, "--batch_size", 7))
+    done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    assert "--batch_size 7 is that of all 2 processes together and must be a multiple of 2" in done.stderr
