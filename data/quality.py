@@ -25,7 +25,7 @@ from PIL import Image
 from common.progress import track
 from data.findings import Scan, printable
 from data.panda import LABELS
-from data.tissue import optical_density, sharpness
+from data.tissue import Inspection, optical_density
 from data.workers import WorkerDied, run_jobs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # what training reads
@@ -135,7 +135,7 @@ def _describe(path: str, image: Image.Image) -> Scan:
         mode,
         hashlib.blake2b(pixels, digest_size=16, key=repr(image.size).encode()).digest(),
         np.packbits(imagehash.phash(grey, hash_size=HASH_SIZE).hash).tobytes(),
-        sharpness(pixels),
+        Inspection(pixels).sharpness(),
         stained,
         _mean_where(density, is_stained),
     )

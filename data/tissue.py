@@ -8,6 +8,8 @@ Cybernetics 9, 1979) held between limits that keep it sane on a slide that is al
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -112,56 +114,89 @@ def _ink(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sure, cold | navy | grey | scarlet
 
 
-def pen_share(patch: np.ndarray) -> float:
-    """Share 0..1 of a full-resolution patch (H, W, 3) uint8 that is surely ink, seen 16 times smaller: nuclei blend in."""
-    return float(_ink(np.asarray(Image.fromarray(patch).reduce(16)))[0].mean())
+class Inspection:
+    """The tests of one patch at full resolution, (H, W, 3) uint8; what several of them look at is computed once.
 
-
-def is_blank(patch: np.ndarray) -> bool:
-    """Whether a patch (H, W, 3) uint8 shows glass or padding rather than tissue: nearly flat, or hardly anything stained."""
-    small = Image.fromarray(patch).reduce(4)
-    return bool(_grey(small).std() < MIN_CONTRAST or (stain(np.asarray(small)) > STAIN_LIMITS[0]).mean() < MIN_STAINED)
-
-
-def sharpness(patch: np.ndarray) -> float:
-    """Variance of the Laplacian of the grey patch (H, W, 3) uint8, in grey levels squared; low means out of focus.
-
-    Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
+    mpp: micrometres per pixel, 0.5 where unknown.
     """
-    return _laplacian_variance(_grey(Image.fromarray(patch)))
+
+    def __init__(self, patch: np.ndarray, mpp: float | None = None):
+        self._image = Image.fromarray(patch)
+        self._step = max(1, round(FOCUS_MPP / (mpp or FOCUS_MPP)))
+
+    def is_blank(self) -> bool:
+        """Whether it shows glass or padding rather than tissue: nearly flat, or hardly anything stained."""
+        return bool(
+            _grey(self._quarter).std() < MIN_CONTRAST or (stain(np.asarray(self._quarter)) > STAIN_LIMITS[0]).mean() < MIN_STAINED
+        )
+
+    def pen_share(self) -> float:
+        """Share 0..1 that is surely ink, seen 16 times smaller: nuclei blend in."""
+        return float(_ink(np.asarray(self._image.reduce(16)))[0].mean())
+
+    def sharpness(self) -> float:
+        """Variance of the Laplacian of its grey levels, squared grey levels; low means out of focus.
+
+        Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
+        """
+        return _variance(self._laplacian)
+
+    def is_blurred(self) -> bool:
+        """Whether half or more of its stained quarters are out of focus.
+
+        Focus shows in how much of the detail at 2 um is left at 0.5 um, whatever the stain's contrast; where there is next to
+        no detail at all a quarter is blurred beyond that comparison.
+        """
+        if self._step == 1:
+            detail, coarse, stained = self._laplacian, self._quarter, self._stained
+        else:
+            fine = self._image.reduce(self._step)
+            detail, coarse = _laplacian(_grey(fine)), fine.reduce(4)
+            stained = stain(np.asarray(coarse)) > STAIN_LIMITS[0]
+        if min(self._image.size) // self._step < MIN_SIDE_TO_QUARTER:
+            return _lacks_detail(detail, _laplacian(_grey(coarse)))
+        parts = list(zip(_quarters(detail, 1), _quarters(_laplacian(_grey(coarse)), 1), _quarters(stained, 0), strict=True))
+        judged = [part for part in parts if part[2].mean() >= 0.5] or parts
+        return 2 * sum(_lacks_detail(fine, rough) for fine, rough, _ in judged) >= len(judged)
+
+    @cached_property
+    def _quarter(self) -> Image.Image:
+        return self._image.reduce(4)
+
+    @cached_property
+    def _stained(self) -> np.ndarray:
+        return stain(np.asarray(self._quarter)) > STAIN_LIMITS[0]
+
+    @cached_property
+    def _laplacian(self) -> np.ndarray:
+        return _laplacian(_grey(self._image))
 
 
-def is_blurred(patch: np.ndarray, mpp: float | None = None) -> bool:
-    """Whether half or more of the stained quarters of a patch (H, W, 3) uint8 are out of focus.
-
-    ``mpp``: its micrometres per pixel, 0.5 where unknown. Focus shows in how much of the detail at 2 um is left at 0.5 um,
-    whatever the stain's contrast; where there is next to no detail at all a quarter is blurred beyond that comparison.
-    """
-    step = max(1, round(FOCUS_MPP / (mpp or FOCUS_MPP)))
-    fine = Image.fromarray(patch).reduce(step) if step > 1 else Image.fromarray(patch)
-    coarse = fine.reduce(4)
-    stained = stain(np.asarray(coarse)) > STAIN_LIMITS[0]
-    quartered = min(fine.size) >= MIN_SIDE_TO_QUARTER
-    parts = list(zip(*(_quarters(array, quartered) for array in (_grey(fine), _grey(coarse), stained)), strict=True))
-    judged = [part for part in parts if part[2].mean() >= 0.5] or parts
-    return 2 * sum(_lacks_detail(detailed, rough) for detailed, rough, _ in judged) >= len(judged)
-
-
-def _quarters(array: np.ndarray, quartered: bool) -> list[np.ndarray]:
-    if not quartered:
-        return [array]
-    half_height, half_width = (side // 2 for side in array.shape)
-    return [array[y : y + half_height, x : x + half_width] for y in (0, half_height) for x in (0, half_width)]
+def _quarters(array: np.ndarray, border: int) -> list[np.ndarray]:
+    """The four quarters of an array that lost ``border`` positions on each side, each without its own border."""
+    half_height, half_width = ((side + 2 * border) // 2 for side in array.shape)
+    height, width = half_height - 2 * border, half_width - 2 * border
+    return [array[y : y + height, x : x + width] for y in (0, half_height) for x in (0, half_width)]
 
 
 def _lacks_detail(fine: np.ndarray, coarse: np.ndarray) -> bool:
-    detail = _laplacian_variance(fine)
-    return detail < MIN_DETAIL or detail < MIN_FINE_DETAIL * _laplacian_variance(coarse)
+    """Whether the Laplacian of a part varies little, or little beside that of the part seen four times smaller."""
+    detail = _variance(fine)
+    return detail < MIN_DETAIL or detail < MIN_FINE_DETAIL * _variance(coarse)
 
 
-def _laplacian_variance(grey: np.ndarray) -> float:
-    neighbours = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
-    return float((neighbours - 4 * grey[1:-1, 1:-1]).var())
+def _laplacian(grey: np.ndarray) -> np.ndarray:
+    """(H, W) float32 -> (H - 2, W - 2): the four neighbours minus four times the middle."""
+    result = grey[:-2, 1:-1] + grey[2:, 1:-1]
+    result += grey[1:-1, :-2]
+    result += grey[1:-1, 2:]
+    result -= 4 * grey[1:-1, 1:-1]
+    return result
+
+
+def _variance(values: np.ndarray) -> float:
+    values = values.ravel()
+    return float(np.dot(values, values) / values.size - (values.sum(dtype=np.float64) / values.size) ** 2)
 
 
 def _grey(image: Image.Image) -> np.ndarray:

@@ -6,7 +6,7 @@ import gc
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,10 @@ SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 MAX_WORKER_DEATHS = 10
+
+
+class DeadWorkerError(Exception):
+    """A process that prepares batches is gone."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Run:
                 self._roll_back(problem)
             except torch.OutOfMemoryError as error:
                 self._make_room(error)
-            except RuntimeError as error:
+            except DeadWorkerError as error:
                 self._replace_workers(error)
             except UserError as error:  # from a data worker it comes with that process's traceback in front
                 raise UserError(str(error).strip().splitlines()[-1].removeprefix("common.errors.UserError: ")) from error
@@ -188,10 +192,12 @@ class Run:
             f"{self.trainer.step.parts} parts"
         )
 
-    def _replace_workers(self, error: RuntimeError) -> None:
+    def _replace_workers(self, error: DeadWorkerError) -> None:
         """Go on from the last checkpoint after a data worker died (killed for want of memory, a crash in a decoder)."""
-        if "DataLoader worker" not in str(error) or self.trainer.processes.world > 1:
-            raise error
+        if self.trainer.processes.world > 1:
+            raise UserError(
+                f"a data worker died ({error}); torchrun's --max-restarts starts all again from the last one"
+            ) from error
         self._deaths += 1
         if self._deaths > MAX_WORKER_DEATHS:
             raise UserError(f"data workers died {self._deaths} times; free some memory, or train with --workers 0") from error
@@ -207,7 +213,7 @@ class Run:
         only_when_waiting()
         while trainer.images < trainer.images_total:
             asked = time.monotonic()
-            real, labels = next(batches)
+            real, labels = next_of(batches)
             waited = time.monotonic() - asked
             epochs_before, images_before = int(trainer.epoch), trainer.images
             statistics = trainer.train_on(real, labels)
@@ -357,6 +363,21 @@ class Follower(Run):
 
     def _keep_latest_as(self, path: Path) -> None:
         pass
+
+
+def next_of(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The next batch. Raises DeadWorkerError when the process that should give it is gone.
+
+    PyTorch says so in a RuntimeError; a batch that it had given before it died cannot be fetched from its memory any more either.
+    """
+    try:
+        return next(batches)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise DeadWorkerError(str(error)) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DeadWorkerError(str(error)) from error
 
 
 def crossed(before: int, after: int, every: int) -> bool:

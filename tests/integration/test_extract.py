@@ -344,7 +344,7 @@ def test_a_signal_ends_it_with_its_code_and_without_traceback(settings):
         time.sleep(0.01)
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == 143, errors
     assert "Traceback" not in errors
 
 

@@ -3,7 +3,10 @@
 import errno
 import math
 import os
+import shutil
 import signal
+import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +23,7 @@ from data.order import BalancedOrder, BatchesFrom
 from models.config import dcgan_config
 from training import checkpoint, guard
 from training.config import TrainConfig
-from training.run import Habits, Run
+from training.run import DeadWorkerError, Habits, Run, next_of
 from training.runlog import RunLog, log_line
 from training.signals import SignalRequests
 from training.trainer import Trainer
@@ -81,6 +84,52 @@ def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full_disk(3))
     assert run.train(lambda: batches(run.trainer)) is None
     assert (tmp_path / "logs" / "train.log").read_text().count("the disk is full") == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own that holds about two checkpoints more than a run needs."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", place]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def fill(folder):
+    """Leave no byte free."""
+    with suppress(OSError), open(folder / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**20 if shutil.disk_usage(folder).free > 2**20 else 512))
+
+
+def test_training_on_a_disk_that_is_really_full_waits_and_goes_on(small_disk, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS_BETWEEN_TRIES", 0.01)
+    run, waits = make_run(small_disk), []
+    line = run.log.line
+
+    def somebody_frees_space(text):
+        line(text)
+        if "the disk is full" in text:
+            waits.append(text)
+            if len(waits) == 2:
+                (small_disk / "filler").unlink()
+
+    monkeypatch.setattr(run.log, "line", somebody_frees_space)
+    assert run.train(lambda: batches(run.trainer, lambda images: bool(images == BATCH and fill(small_disk)))) is None
+    assert len(waits) >= 2
+    assert checkpoint.load(small_disk / "checkpoints" / checkpoint.FINAL)["progress"]["images"] == 2 * EPOCH
+
+
+def test_training_on_a_disk_that_stays_full_keeps_its_checkpoint(small_disk, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS_BETWEEN_TRIES", 0.0)
+    monkeypatch.setattr(guard, "TRIES", 2)
+    run = make_run(small_disk)
+    with pytest.raises(UserError, match="free some space there"):
+        run.train(lambda: batches(run.trainer, lambda images: bool(images == EPOCH and fill(small_disk))))
+    assert checkpoint.load(small_disk / "checkpoints" / checkpoint.LATEST)["progress"]["images"] == EPOCH
 
 
 def test_a_disk_that_stays_full_ends_the_run_with_the_last_checkpoint_whole(tmp_path, monkeypatch):
@@ -190,6 +239,20 @@ def test_a_killed_data_worker_changes_nothing(tmp_path, patches):
     assert (tmp_path / "killed").exists()
     assert "a data worker died (1 of" in (tmp_path / "b" / "logs" / "train.log").read_text()
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
+
+
+def broken(error):
+    """Batches that end before the first."""
+    raise error
+    yield
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("DataLoader worker (pid 7) exited unexpectedly")]
+)
+def test_every_sign_of_a_dead_worker_is_understood(error):
+    with pytest.raises(DeadWorkerError):
+        next_of(broken(error))
 
 
 def test_no_signal_of_a_dead_worker_can_tear_a_step(tmp_path, patches):

@@ -1,7 +1,12 @@
 """PANDA's conventions: scores, grades, masks, train.csv, split."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.errors import UserError
 from data.panda import (
@@ -132,3 +137,17 @@ def test_split_is_stratified_and_depends_on_nothing_but_the_ids():
 def test_more_slides_move_few():
     before, after = split_by_slide(records(100)), split_by_slide(records(110))
     assert sum(before[name] != after[name] for name in before) <= 5
+
+
+@given(st.lists(st.text(max_size=30), max_size=6), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_any_train_csv_is_read_or_refused_in_a_sentence(lines, with_header):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.csv"
+        path.write_text((HEADER if with_header else "") + "\n".join(lines), encoding="utf-8", errors="surrogatepass")
+        try:
+            records = read_train_csv(path)
+        except UserError as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert all("/" not in record.slide_id for record in records)

@@ -90,10 +90,10 @@ def test_a_sound_patch_is_measured(tmp_path):
 
 
 def test_sharpness_is_that_of_the_manifest(tmp_path):
-    from data.tissue import sharpness
+    from data.tissue import Inspection
 
     save(tmp_path / "a.png", tissue(0))
-    assert scan_patch(tmp_path, "a.png").sharpness == sharpness(np.asarray(tissue(0)))
+    assert scan_patch(tmp_path, "a.png").sharpness == Inspection(np.asarray(tissue(0))).sharpness()
 
 
 @pytest.mark.parametrize(

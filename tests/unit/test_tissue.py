@@ -87,9 +87,9 @@ def test_stain_and_blood_are_not_pen(colour):
 
 def test_pen_on_a_patch_is_found_at_full_resolution():
     patch = tissue_texture(256, 256, 2)
-    assert tissue.pen_share(patch) == 0
+    assert tissue.Inspection(patch).pen_share() == 0
     patch[100:150] = INKS["blue"]
-    assert tissue.pen_share(patch) > tissue.MAX_PEN_SHARE
+    assert tissue.Inspection(patch).pen_share() > tissue.MAX_PEN_SHARE
 
 
 @pytest.mark.skipif(not PEN_MARKS.is_dir(), reason="real pen marks are not at hand")
@@ -114,18 +114,18 @@ def test_blank_patches_are_recognised():
     grey_glass = np.clip(np.random.default_rng(0).normal(240, 3, (256, 256, 3)), 0, 255).astype(np.uint8)
     speck = white.copy()
     speck[:40, :40] = tissue_texture(40, 40, 0)
-    assert tissue.is_blank(white)
-    assert tissue.is_blank(grey_glass)
-    assert tissue.is_blank(speck)
-    assert not tissue.is_blank(tissue_texture(256, 256, 0))
+    assert tissue.Inspection(white).is_blank()
+    assert tissue.Inspection(grey_glass).is_blank()
+    assert tissue.Inspection(speck).is_blank()
+    assert not tissue.Inspection(tissue_texture(256, 256, 0)).is_blank()
 
 
 def test_blur_is_recognised_whatever_the_contrast():
     patch = Image.fromarray(tissue_texture(256, 256, 3))
     pale = Image.fromarray((255 - (255 - np.asarray(patch)) * 0.4).astype(np.uint8))
     for image in (patch, pale):
-        assert not tissue.is_blurred(np.asarray(image), 0.5)
-        assert tissue.is_blurred(np.asarray(image.filter(ImageFilter.GaussianBlur(3))), 0.5)
+        assert not tissue.Inspection(np.asarray(image), 0.5).is_blurred()
+        assert tissue.Inspection(np.asarray(image.filter(ImageFilter.GaussianBlur(3))), 0.5).is_blurred()
 
 
 def test_a_patch_that_is_half_blurred_is_blurred_and_one_corner_is_forgiven():
@@ -134,26 +134,26 @@ def test_a_patch_that_is_half_blurred_is_blurred_and_one_corner_is_forgiven():
     half, corner = sharp.copy(), sharp.copy()
     half[:, :128] = blurred[:, :128]
     corner[:100, :100] = blurred[:100, :100]
-    assert tissue.is_blurred(half)
-    assert not tissue.is_blurred(corner)
+    assert tissue.Inspection(half).is_blurred()
+    assert not tissue.Inspection(corner).is_blurred()
 
 
 @pytest.mark.parametrize("side", [16, 33, 64, 100])
 def test_small_patches_can_be_judged_too(side):
     sharp = tissue_texture(side, side, 7)
-    assert not tissue.is_blurred(sharp)
-    assert tissue.is_blurred(np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(4))))
+    assert not tissue.Inspection(sharp).is_blurred()
+    assert tissue.Inspection(np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(4)))).is_blurred()
 
 
 def test_a_slide_scanned_finer_is_not_taken_for_blurred():
     doubled = Image.fromarray(tissue_texture(256, 256, 4)).resize((512, 512), Image.Resampling.BICUBIC)
-    assert not tissue.is_blurred(np.asarray(doubled), 0.25)
+    assert not tissue.Inspection(np.asarray(doubled), 0.25).is_blurred()
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
     patch = tissue_texture(64, 64, 5)
     grey = np.asarray(Image.fromarray(patch).convert("L"), float)
-    assert tissue.sharpness(patch) == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-4)
+    assert tissue.Inspection(patch).sharpness() == pytest.approx(ndimage.laplace(grey)[1:-1, 1:-1].var(), rel=1e-4)
 
 
 def test_optical_density_is_beer_lambert():
