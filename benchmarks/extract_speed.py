@@ -119,7 +119,7 @@ def tiles_of(places: dict[Path, list[Patch]]) -> list[tuple[bytes, dict]]:
                 for y in (row.y, min(row.y + SIZE, page.imagelength) - 1)
                 for x in (row.x, min(row.x + SIZE, page.imagewidth) - 1)
             }
-            options = {"tables": page.jpegtables, "colorspace": int(page.photometric), "outcolorspace": "RGB"}
+            options = {"tables": page.jpegtables, "colorspace": page.photometric.name, "outcolorspace": "RGB"}
             for index in sorted(indices):
                 tiff.filehandle.seek(page.dataoffsets[index])
                 found.append((tiff.filehandle.read(page.databytecounts[index]), options))
@@ -128,7 +128,8 @@ def tiles_of(places: dict[Path, list[Patch]]) -> list[tuple[bytes, dict]]:
 
 def decode(tiles: list[tuple[bytes, dict]], count: int) -> int:
     for body, options in tiles:
-        imagecodecs.jpeg_decode(body, **options)
+        if imagecodecs.jpeg8_decode(body, **options).ndim != 3:
+            raise AssertionError("the decoder gave no picture")
     return count
 
 

@@ -164,14 +164,15 @@ def find_places(
     taken: dict[tuple[int, int], list[tuple[int, int]]] = {}
     places, rejected = [], Counter()
     for left, top, piece in _pieces(mask, side, min_tissue):
-        for x, y in _fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue):
-            share = float(shares(x / scale, y / scale, side, side))
+        corners = list(_fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue))
+        xs, ys = np.array(corners, float).reshape(-1, 2).T / scale
+        for (x, y), share, ink in zip(corners, shares(xs, ys, side, side), inked(xs, ys, side, side), strict=True):
             if share < min_tissue or not _claim(taken, x, y, span):
                 continue
-            if inked(x / scale, y / scale, side, side) > MAX_PEN_SHARE:
+            if ink > MAX_PEN_SHARE:
                 rejected["pen"] += 1
                 continue
-            places.append((x, y, round(share, 4)))
+            places.append((x, y, round(float(share), 4)))
     cause = "" if places else _why_none(mask, rejected, min_tissue)
     return places, dict(rejected), cause
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from common.errors import UserError
 from data.cutting import Candidate, Cut, Scan
 
 NAME = "extract.jsonl"
+_CUT_FIELDS = [item.name for item in fields(Cut)]
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Journal:
 
     def record_cuts(self, slide_id: str, cuts: list[Cut], next_index: int, rejected: dict[str, int]) -> None:
         """Remember all patches of a slide that are on the disk now."""
-        rows = [list(asdict(item).values()) for item in cuts]
+        rows = [[getattr(item, name) for name in _CUT_FIELDS] for item in cuts]
         self._append({"cut": slide_id, "rows": rows, "next": next_index, "rejected": rejected})
 
     def record_overlay(self, slide_id: str, digest: str) -> None:

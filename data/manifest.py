@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.errors import UserError
@@ -51,7 +51,8 @@ def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
         writer.writerow(COLUMNS)
         for patch in sorted(patches, key=lambda patch: patch.path):
             writer.writerow(
-                "" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in astuple(patch)
+                "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+                for value in map(patch.__getattribute__, COLUMNS)
             )
 
 
