@@ -50,10 +50,8 @@ def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for patch in sorted(patches, key=lambda patch: patch.path):
-            writer.writerow(
-                "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
-                for value in map(patch.__getattribute__, COLUMNS)
-            )
+            values = (getattr(patch, name) for name in COLUMNS)
+            writer.writerow("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values)
 
 
 def read_manifest(folder: Path) -> list[Patch]:
