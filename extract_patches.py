@@ -60,6 +60,9 @@ def parse_arguments(arguments: list[str] | None = None) -> ExtractSettings:
         default=cores(),
         help="processes; 0 for none, to debug (default: all cores, here %(default)s)",
     )
+    machine.add_argument(
+        "--scheduler", metavar="tcp://HOST:8786", help="cut on the workers of this Dask cluster instead (docs/scaling.md)"
+    )
     options = parser.parse_args(arguments)
     if not 16 <= options.patch_size <= 4096:
         parser.error("--patch_size must lie between 16 and 4096 pixels")

@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from data.journal import Journal, Known
 from data.manifest import Patch, write_manifest
 from data.panda import KNOWN_BAD, LABELS, SlideRecord, read_train_csv, split_by_slide
 from data.slides import slide_files
-from data.workers import WorkerDied, run_jobs
+from data.workers import WorkerDied, run_jobs, run_on_cluster
 
 SETTINGS_NAME = "extract.json"
 FAILED_NAME = "failed_slides.csv"
@@ -43,7 +43,8 @@ SECONDS_BETWEEN_MANIFESTS = 15.0
 @dataclass(frozen=True)
 class ExtractSettings:
     """What is extracted. Folders apart, units: patch_size in pixels of the patch, mpp in micrometres per pixel (then ``level``
-    is not used), min_tissue as a share 0..1, max_per_slide None for no limit, workers 0 for none but this process."""
+    is not used), min_tissue as a share 0..1, max_per_slide None for no limit, workers 0 for none but this process, scheduler the
+    address of a Dask cluster that works instead of them."""
 
     data_dir: Path = Path("datasets/panda")
     output_dir: Path = Path("datasets/patches")
@@ -56,6 +57,7 @@ class ExtractSettings:
     workers: int = 1
     seed: int = 0
     format: str = "png"
+    scheduler: str | None = None
 
 
 @dataclass
@@ -83,6 +85,8 @@ def extract(settings: ExtractSettings) -> ExtractResult:
     """Run the whole extraction, or continue it. Raises UserError where the folders or settings do not allow it."""
     start = time.monotonic()
     result = ExtractResult()
+    if settings.scheduler:  # its workers run in other folders
+        settings = replace(settings, data_dir=settings.data_dir.resolve(), output_dir=settings.output_dir.resolve())
     jobs = find_slides(settings, result)
     claim_folder(settings)
     with Journal(settings.output_dir) as journal:
@@ -168,7 +172,7 @@ def _panda_records(table: Path, files: dict[str, Path], result: ExtractResult) -
 def _fixed(settings: ExtractSettings) -> dict:
     """The settings that must stay the same when a folder is used again."""
     values = asdict(settings) | {"data_dir": str(settings.data_dir.resolve())}
-    return {name: values[name] for name in values if name not in {"output_dir", "workers", "max_patches"}}
+    return {name: values[name] for name in values if name not in {"output_dir", "workers", "max_patches", "scheduler"}}
 
 
 def claim_folder(settings: ExtractSettings) -> None:
@@ -295,7 +299,10 @@ class Run:
         """Run tasks in workers with progress; failures are set aside and said, everything else is yielded."""
         if not tasks:
             return
-        results = run_jobs(function, tasks, min(self.settings.workers, len(tasks)))
+        if self.settings.scheduler:
+            results = run_on_cluster(function, tasks, self.settings.scheduler)
+        else:
+            results = run_jobs(function, tasks, min(self.settings.workers, len(tasks)))
         with contextlib.closing(results):
             for task, outcome in track(results, what, len(tasks), "slides"):
                 job = task if isinstance(task, Job) else task[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,8 @@ from common.errors import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 MAX_IDLE_DEATHS = 3
+SECONDS_TO_CONNECT = 20
+JOBS_A_THREAD = 4  # under way or waiting on the cluster: enough that no worker idles, few enough for the scheduler
 
 
 class WorkerDied:
@@ -56,6 +59,43 @@ def run_jobs(function: Callable[[Task], Result], tasks: Iterable[Task], workers:
                     yield task, WorkerDied()
                 else:
                     suspects.append(task)
+
+
+def run_on_cluster(
+    function: Callable[[Task], Result], tasks: Iterable[Task], address: str
+) -> Iterator[tuple[Task, Result | WorkerDied]]:
+    """As ``run_jobs``, on the workers of a Dask cluster whose scheduler is at ``address`` (tcp://HOST:8786).
+
+    Dask itself gives the jobs of a worker that dies to others; a job that has brought down several is given up. The workers must
+    see the same folders and import this package. Raises UserError when there is no such cluster or it has no worker.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise UserError(f"--scheduler needs Dask ({error}); pip install -r requirements-scale.txt") from error
+    try:
+        client = Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+        client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UserError(f"no Dask cluster with workers at {address} ({error}); start one, see docs/scaling.md") from error
+    waiting, running = iter(tasks), {}
+    with client:
+        done = as_completed(loop=client.loop)
+
+        def submit(count: int) -> None:
+            for task in itertools.islice(waiting, count):
+                future = client.submit(function, task, pure=False)
+                running[future.key] = task
+                done.add(future)
+
+        submit(JOBS_A_THREAD * max(1, sum(client.nthreads().values())))
+        for future in done:
+            task = running.pop(future.key)
+            try:
+                yield task, future.result()
+            except KilledWorker:
+                yield task, WorkerDied()
+            submit(1)
 
 
 def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
