@@ -4,6 +4,7 @@ python generate.py --checkpoint checkpoints/G_final.pt --num 500 --label gleason
 python generate.py --checkpoint checkpoints/G_final.pt --num 2000 --out synthetic/            every label in turn
 python generate.py --checkpoint checkpoints/G_final.pt --grid samples.png
 python generate.py --checkpoint checkpoints/G_final.pt --interpolate walk.mp4 --label benign
+torchrun --nproc_per_node 8 -- generate.py --num 100000 --out synthetic/        the same images by eight processes
 """
 
 import argparse
@@ -13,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common import cli
 from common.errors import UserError
 from common.files import replacing, sha256
 from common.film import SUFFIXES, write_film
-from common.pictures import grid
+from common.pictures import grid, png
 from common.progress import say, track
+from training import processes
 from training.device import choose_device
+from training.processes import Processes
 from training.sampling import CHUNK, Sampler, closed_walk, latent, load_sampler
 
 COLUMNS = ("path", "label", "index", "seed", "truncation", "checkpoint", "checkpoint_sha256")
@@ -32,13 +34,15 @@ STOPS, FRAMES_BETWEEN_STOPS, FRAMES_PER_SECOND = 6, 24, 12
 def main() -> int:
     args = parse()
     cli.terminate_like_interrupt()
-    sampler = load_sampler(args.checkpoint, choose_device(args.device))
-    if args.grid:
+    together, device = processes.join(choose_device(args.device))
+    sampler = load_sampler(args.checkpoint, device)
+    if args.grid and together.first:
         draw_grid(sampler, args)
-    if args.interpolate:
+    if args.interpolate and together.first:
         film(sampler, args)
     if args.num:
-        write_images(sampler, args)
+        write_images(sampler, args, together)
+    processes.leave(together)
     return 0
 
 
@@ -83,7 +87,7 @@ def labels_of(sampler: Sampler, label: str | None) -> list[str]:
     return [name for name in sampler.labels if name not in {"unlabelled", "unknown"}] or [""]
 
 
-def write_images(sampler: Sampler, args: argparse.Namespace) -> None:
+def write_images(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:
     """OUT/LABEL/000042.png for each image and one manifest; images that are there already are kept, so that a run can go on."""
     labels = labels_of(sampler, args.label)
     shares = {label: args.num // len(labels) + (rank < args.num % len(labels)) for rank, label in enumerate(labels)}
@@ -95,14 +99,17 @@ def write_images(sampler: Sampler, args: argparse.Namespace) -> None:
         (args.out / folder_of(label)).mkdir(parents=True, exist_ok=True)
         common = (args.seed, args.truncation, args.checkpoint.as_posix(), digest)
         rows |= {path: (path, folder_of(label), index, *common) for index, path in enumerate(paths[label])}
-    write_manifest(args.out / "manifest.csv", rows)  # first, so that what a killed run leaves behind is known for ours
-    jobs = [(label, start) for label in labels for start in range(0, shares[label], CHUNK)]
+    with together.first_goes_ahead():
+        if together.first:  # before any image, so that what a killed run leaves behind is known for ours
+            write_manifest(args.out / "manifest.csv", rows)
+    jobs = [(label, start) for label in labels for start in range(0, shares[label], CHUNK)][together.rank :: together.world]
     with ThreadPoolExecutor(2) as pool:
         for label, start in track(jobs, "generate", unit=f"groups of {CHUNK}"):
             wanted = paths[label][start : start + CHUNK]
             if not known.issuperset(wanted):
                 images = sampler.sample(len(wanted), args.seed, label, start, args.truncation)
                 list(pool.map(save_png, [args.out / path for path in wanted], images))
+    together.wait()
     say(f"{args.num} images in {args.out} ({', '.join(f'{folder_of(label)} {count}' for label, count in shares.items())})")
 
 
@@ -132,7 +139,7 @@ def read_rows(path: Path, digest: str, args: argparse.Namespace) -> dict[str, tu
 
 def save_png(path: Path, image: np.ndarray) -> None:
     with replacing(path, durable=False) as file:
-        Image.fromarray(image).save(file, "PNG")
+        file.write(png(image))
 
 
 def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:

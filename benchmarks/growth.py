@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from data.cutting import png
+from common.pictures import png
 from data.manifest import Patch, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]

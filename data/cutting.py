@@ -9,19 +9,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from isal import isal_zlib
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from common.errors import UserError
 from common.files import replacing
+from common.pictures import png
 from common.seeding import derive_seed
 from data import tissue
 from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
@@ -359,24 +358,6 @@ def encode(rgb: np.ndarray, suffix: str) -> bytes:
     if suffix == ".png":
         return png(rgb)
     return imagecodecs.jpeg8_encode(rgb, level=JPEG_QUALITY, subsampling="444")
-
-
-def png(rgb: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 -> PNG: filter "average" (ISO/IEC 15948, 9.2), deflated by Intel's igzip, made for speed."""
-    height, width, _ = rgb.shape
-    rows = rgb.reshape(height, 3 * width)
-    left, above = np.zeros_like(rows), np.zeros_like(rows)
-    left[:, 3:], above[1:] = rows[:, :-3], rows[:-1]
-    filtered = np.empty((height, 1 + 3 * width), np.uint8)
-    filtered[:, 0] = 3
-    np.subtract(rows, (left & above) + ((left ^ above) >> 1), out=filtered[:, 1:])  # the average without overflow
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = isal_zlib.compress(filtered, 1)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", isal_zlib.crc32(kind + body))
 
 
 def _reason(error: BaseException) -> str:

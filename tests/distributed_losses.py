@@ -1,6 +1,6 @@
 """Train a small improved model and a DCGAN for some steps in however many processes torchrun starts, and print their statistics.
 
-torchrun --nproc_per_node 2 -m tests.distributed_losses 50
+torchrun --nproc_per_node 2 tests/distributed_losses.py 50
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.config import dcgan_config, improved_config
 from training import processes

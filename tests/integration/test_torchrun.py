@@ -20,11 +20,11 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def torchrun(processes, *words, restarts=0):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-    return [str(word) for word in (*start, "--max-restarts", restarts, *words)]
+    return [str(word) for word in (*start, "--max-restarts", restarts, "--", *words)]
 
 
 def losses(processes, steps):
-    words = torchrun(processes, "-m", "tests.distributed_losses", steps)
+    words = torchrun(processes, ROOT / "tests" / "distributed_losses.py", steps)
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -90,3 +90,17 @@ def test_a_batch_that_cannot_be_shared_is_one_sentence(tmp_path, patches):
     done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode != 0
     assert "--batch_size 7 is that of all 2 processes together and must be a multiple of 2" in done.stderr
+
+
+def test_two_processes_generate_the_images_of_one(tmp_path, patches):
+    words = [sys.executable, *map(str, training(patches, 1))]
+    assert subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, timeout=200).returncode == 0
+    made = []
+    for folder, start in (("one", [sys.executable]), ("two", torchrun(2))):
+        words = [*start, ROOT / "generate.py", "--num", 50, "--out", folder, "--device", "cpu"]
+        done = subprocess.run(list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        files = (path for path in (tmp_path / folder).rglob("*") if path.is_file())
+        made.append({path.relative_to(tmp_path / folder): path.read_bytes() for path in files})
+    assert len(made[0]) == 51
+    assert made[0] == made[1]
