@@ -147,6 +147,12 @@ class Head(nn.Module):
         return self.verdict(self.body(maps), labels)
 
 
+def _without_backbone(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    """Checkpoints of before held the frozen weights too."""
+    for name in [name for name in state if name.startswith(f"{prefix}backbone.")]:
+        del state[name]
+
+
 class ProjectedDiscriminator(Growing):
     """images (N, 3, S, S), labels (N,) -> logits (N, 5), one from the pixels and one from each of four frozen feature maps.
 
@@ -164,6 +170,7 @@ class ProjectedDiscriminator(Growing):
         self.mixing = Mixing(self.channels, width)
         sides = [config.image_size // stride for stride in (2, 4, 8, 16)]
         self.heads = nn.ModuleList(Head(width, side, width, config.num_classes, normalise) for side in sides)
+        self.register_load_state_dict_pre_hook(_without_backbone)
         self.pixels = Head(3, config.image_size, width // 2, config.num_classes, normalise)
 
     def look(self, images: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.weights import PackagedWeights
 
@@ -23,7 +24,7 @@ class Lite0(nn.Module):
     """EfficientNet-Lite0 with frozen weights (Tan and Le, "EfficientNet", ICML 2019; Lite: without squeeze-excite, ReLU6).
 
     Input everywhere: (N, 3, H, W) float in [-1, 1], H and W multiples of 32. Gradients flow to the input, never to the weights, and
-    the batch norms keep their stored statistics whatever ``train()`` says.
+    the batch norms keep their stored statistics. The weights are in no state_dict.
     """
 
     channels = (24, 40, 112, 320)  # of the four maps that forward returns
@@ -31,15 +32,22 @@ class Lite0(nn.Module):
 
     def __init__(self, pretrained: bool = True):
         super().__init__()
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
         if pretrained:
-            _load(self.network)
-        self.requires_grad_(False)
-        self.eval()
+            _load(network)
+        _fold_batch_norms(network)
+        _pad_evenly(network)
+        # Not a sub-module: what never changes has no place in checkpoints, and train() must not wake anything in it.
+        self._held = (network.eval().requires_grad_(False),)
 
-    def train(self, mode: bool = True) -> Lite0:
-        """Stay in evaluation mode: the batch statistics of a GAN's images must not enter a fixed feature space."""
-        return super().train(False)
+    @property
+    def network(self) -> nn.Module:
+        """timm's network, batch norms folded into its convolutions."""
+        return self._held[0]
+
+    def _apply(self, fn, recurse: bool = True) -> Lite0:
+        self.network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Four feature maps, (N, 24, H/4, W/4), (N, 40, H/8, W/8), (N, 112, H/16, W/16) and (N, 320, H/32, W/32)."""
@@ -63,3 +71,37 @@ def _load(network: nn.Module) -> None:
     tensors = torch.load(LITE0_WEIGHTS.path(), map_location="cpu", weights_only=True)
     names = network.state_dict().keys()
     network.load_state_dict(dict(zip(names, tensors.values(), strict=False)))
+
+
+def _fold_batch_norms(network: nn.Module) -> None:
+    """Give each convolution the batch norm behind it: the same features to rounding, in two thirds of the time on a CPU."""
+    _fold(network, "conv_stem", "bn1")
+    for block in (block for stage in network.blocks for block in stage):
+        expanding = hasattr(block, "conv_pwl")
+        order = ("conv_pw", "conv_dw", "conv_pwl") if expanding else ("conv_dw", "conv_pw")
+        for number, convolution in enumerate(order, start=1):
+            _fold(block, convolution, f"bn{number}")
+    if hasattr(network, "conv_head"):
+        _fold(network, "conv_head", "bn2")
+
+
+def _fold(owner: nn.Module, convolution: str, norm: str) -> None:
+    setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm)))
+    setattr(owner, norm, getattr(owner, norm).act)
+
+
+def _pad_evenly(network: nn.Module) -> None:
+    """Let strided convolutions pad alike on all sides: their kernels get a first row and column of zeros.
+
+    TensorFlow pads more at the end than at the start, in a copy of the maps that takes longer than the convolution. The features
+    are the same for even sizes.
+    """
+    for owner in list(network.modules()):
+        for name, old in list(owner.named_children()):
+            if isinstance(old, nn.Conv2d) and old.stride == (2, 2):
+                kernel = old.kernel_size[0] + 1
+                new = nn.Conv2d(old.in_channels, old.out_channels, kernel, 2, kernel // 2 - 1, groups=old.groups)
+                with torch.no_grad():
+                    new.weight.zero_()[:, :, 1:, 1:] = old.weight
+                    new.bias.copy_(old.bias)
+                setattr(owner, name, new)

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch_fidelity
 from PIL import Image
@@ -13,7 +14,7 @@ from common.weights import INSTALL, PackagedWeights
 from metrics import features
 from metrics.distances import fid, kid
 from metrics.features import INCEPTION_WEIGHTS, Extractor, backbone, extract, inception
-from models.features import LITE0_WEIGHTS, Lite0
+from models.features import LITE0_WEIGHTS, Lite0, _load
 
 inception_is_here = pytest.mark.skipif(not INCEPTION_WEIGHTS.installed(), reason=f"needs {INSTALL}")
 lite0_is_here = pytest.mark.skipif(not LITE0_WEIGHTS.installed(), reason=f"needs {INSTALL}")
@@ -157,17 +158,31 @@ def test_features_are_cached_by_content(tmp_path):
 @lite0_is_here
 def test_lite0_is_frozen_and_lets_gradients_through():
     network = Lite0().train()
-    assert not any(module.training for module in network.modules())
-    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert not network.state_dict() and not any(module.training for module in network.network.modules())
+    assert not any(parameter.requires_grad for parameter in network.network.parameters())
     images = torch.rand(2, 3, 64, 64).mul(2).sub(1).requires_grad_()
     maps = network(images)
     assert [part.shape[1] for part in maps] == list(Lite0.channels)
     assert [64 // part.shape[2] for part in maps] == list(Lite0.strides)
     sum(part.sum() for part in maps).backward()
     assert images.grad.abs().sum() > 0
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    before = {name: value.clone() for name, value in network.network.state_dict().items()}
     network(torch.randn(4, 3, 64, 64))
-    assert all((value == before[name]).all() for name, value in network.state_dict().items())
+    assert all((value == before[name]).all() for name, value in network.network.state_dict().items())
+    assert all(part.dtype == torch.float64 for part in network.double()(torch.zeros(1, 3, 32, 32).double()))
+
+
+@lite0_is_here
+def test_folded_lite0_is_timm_s_network():
+    plain = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
+    _load(plain)
+    for size in (32, 96):
+        images = torch.rand(2, 3, size, size) * 2 - 1
+        with torch.no_grad():
+            expected = plain.forward_intermediates(images, intermediates_only=True)
+            for ours, wanted in zip(Lite0().maps(images, (0, 1, 2, 3, 4)), expected, strict=True):
+                assert torch.allclose(ours, wanted, atol=1e-4 * float(wanted.abs().max()))
+            assert torch.allclose(Lite0().pooled(images), plain(images), atol=1e-4)
 
 
 @lite0_is_here

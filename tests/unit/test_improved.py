@@ -105,12 +105,16 @@ def test_the_projected_discriminator_learns_in_its_heads_only():
     config = small(discriminator="projected")
     _, discriminator = build(config)
     discriminator.train()
-    before = {name: value.clone() for name, value in discriminator.backbone.state_dict().items()}
+    before = {name: value.clone() for name, value in discriminator.backbone.network.state_dict().items()}
     logits = discriminator(torch.rand(4, 3, 64, 64) * 2 - 1, LABELS)
     assert logits.shape == (4, 5)
     logits.sum().backward()
-    assert all(parameter.grad is None for parameter in (*discriminator.backbone.parameters(), *discriminator.mixing.parameters()))
-    assert all(torch.equal(value, before[name]) for name, value in discriminator.backbone.state_dict().items())
+    backbone = discriminator.backbone.network
+    assert all(parameter.grad is None for parameter in (*backbone.parameters(), *discriminator.mixing.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert not any(name.startswith("backbone") for name in discriminator.state_dict())
+    old = discriminator.state_dict() | {"backbone.network.conv_stem.weight": torch.zeros(1)}
+    discriminator.load_state_dict(old)  # checkpoints of before held the frozen weights
 
 
 def test_objectives_at_known_logits():
