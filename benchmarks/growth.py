@@ -95,7 +95,7 @@ def main() -> int:
             print(f"{count:>8} {name:27}{seconds:9.1f} s{megabytes:7} MB", flush=True)
     first, last = min(tables), max(tables)
     for name in tables[first]:
-        growth = max(tables[last][name][0] - nothing[0], 0.01) / max(tables[first][name][0] - nothing[0], 0.01)
+        growth = tables[last][name][0] / tables[first][name][0]
         print(f"{name:36}{growth:9.1f} times the seconds for {last / first:.0f} times the patches")
     return 0
 

@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
         query, key = self.ask(maps).flatten(2).transpose(1, 2).chunk(2, dim=2)
         value = self.give(maps).flatten(2).transpose(1, 2)
         # Written out, since the fused form has no second derivative, which gradient penalties take.
-        heads = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(self.inner), dim=2) @ value
+        heads = torch.softmax((query / math.sqrt(self.inner)) @ key.transpose(1, 2), dim=2) @ value
         heads = heads.transpose(1, 2).reshape(len(maps), self.inner, *maps.shape[2:])
         return maps + self.weight * self.out(heads)
 
