@@ -17,6 +17,7 @@ BASE = 8  # positions a side of the noise field that end up in the image
 MARGIN = 5  # positions on each side at the start of each level: two convolutions and a doubling lead back to it
 STYLE_DIM = 64
 FIELD_CHANNELS = 8
+BEND_CHANNELS = 2  # of the field: where what it paints is moved to, across and down
 FIELD_SIDE = BASE + 2 * MARGIN
 
 _TUPLES = ("g_channels", "d_channels", "attention")
@@ -31,7 +32,8 @@ class ModelConfig:
     discriminator from half the image size down to 4x4.
     The rest is the improved model's: g_channels count from 8x8 up to the image size; discriminator, norm: see the names above;
     d_channels: of the residual one from the image size down, of the projected one the width of its heads; attention: resolutions
-    with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at.
+    with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at; bent:
+    whether the generator bends its canvas (in older checkpoints it does not).
     """
 
     model: str
@@ -45,6 +47,7 @@ class ModelConfig:
     attention: tuple[int, ...] = ()
     spectral_norm: bool = False
     grow_from: int = 0
+    bent: bool = False
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""
@@ -107,7 +110,7 @@ def improved_config(
     return ModelConfig(
         "improved",
         image_size,
-        STYLE_DIM + FIELD_CHANNELS * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
+        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
         num_classes,
         g_channels=widths[:levels],
         d_channels=(width,) if discriminator == "projected" else pyramid,
@@ -116,4 +119,5 @@ def improved_config(
         attention=(16,) if attention else (),
         spectral_norm=spectral_norm,
         grow_from=min(image_size, grow_from or 64),
+        bent=True,
     )

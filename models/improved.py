@@ -2,8 +2,9 @@
 
 Tissue has no preferred position, but a generator with padding or a learned start has: it paints the same border or corner into
 every image. This one starts from a field of independent noise (Jetchev et al., "Texture synthesis with spatial GANs", 2016), pads
-nowhere, and paints a larger canvas than it shows, so that each position of the image is made alike by construction. A second,
-global part of the latent gives the style (Karras et al., StyleGAN2, 2020): stain, density, and the label.
+nowhere, and paints a larger canvas than it shows, so that each position of the image is made alike by construction. On the way
+the canvas is bent, so that the lattice of the noise does not show. A second, global part of the latent gives the style (Karras
+et al., StyleGAN2, 2020): stain, density, and the label.
 """
 
 from __future__ import annotations
@@ -18,9 +19,22 @@ from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConf
 from models.layers import EqualLinear, SelfAttention, StyledConv, activate, crop, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
-
-
+BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
 COLOR_GAIN = 0.8  # start with pale colours; each level adds its share
+
+
+def bend(maps: Tensor, noise: Tensor) -> Tensor:
+    """Maps of the second level (N, C, H, W), read at randomly, smoothly moved places. noise: (N, 2, FIELD_SIDE, FIELD_SIDE).
+
+    The field that the generator starts from is a lattice, and the nuclei painted from it would stand in rows and columns. Moved by
+    about a third of a position of the lattice, more or less, they do not. Moving further, or less smoothly, tears them.
+    """
+    # Twice a mean over 3x3: a triangle of weights, whose standard deviation 19/81 is made 1 again.
+    smooth = F.avg_pool2d(F.avg_pool2d(noise, 3, 1), 3, 1) * (81 / 19)
+    moves = crop(F.interpolate(smooth, scale_factor=2.0, mode="bilinear", align_corners=False), 3) * (BEND * 2.0 / maps.shape[-1])
+    identity = torch.eye(2, 3, dtype=maps.dtype, device=maps.device).expand(len(maps), 2, 3)
+    places = F.affine_grid(identity, list(maps.shape), align_corners=False) + moves.permute(0, 2, 3, 1)
+    return F.grid_sample(maps, places, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 class Level(nn.Module):
@@ -69,8 +83,9 @@ class ImprovedGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         style = self._style(z[:, :STYLE_DIM], labels)
-        field = z[:, STYLE_DIM:-2].reshape(-1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE)
-        maps = activate(self.start(field.contiguous(memory_format=torch.channels_last), style))
+        field = z[:, STYLE_DIM:-2].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
+        start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
+        maps = activate(self.start(start, style))
         colors = None
         for number, level in enumerate(self.levels):
             weight = min(1.0, self.growth - math.log2(BASE) - number + 1.0) if number else 1.0
@@ -81,6 +96,8 @@ class ImprovedGenerator(nn.Module):
                 maps = double(level.enter(maps))
                 colors = crop(double(colors), 2)
             maps = level(maps, style)
+            if number == 1 and self.config.bent:
+                maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])
             new = level.color(maps, style)
             colors = new if colors is None else colors + weight * new
         return self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -2:])

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 from common.errors import UserError
 from models import build, losses
 from models.augment import KINDS, MOST, adapt, augment
-from models.config import FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, improved_config
+from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, improved_config
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
@@ -60,7 +60,9 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
-    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS, FIELD_SIDE, FIELD_SIDE).roll(-1, 3)
+    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS + BEND_CHANNELS, FIELD_SIDE, FIELD_SIDE)
+    field[:, FIELD_CHANNELS:] *= 0.5  # so that nothing is fetched from beyond the canvas
+    field = field.roll(-1, 3)
     moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
     images, elsewhere = generator(z, LABELS[:1]), generator(moved, LABELS[:1])
     step = 64 // 8  # pixels of a position of the field
@@ -74,12 +76,22 @@ def test_style_label_field_and_place_all_matter():
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
     image = generator(z, LABELS[:1])
-    parts = {"style": slice(0, STYLE_DIM), "field": slice(STYLE_DIM, -2), "place": slice(-2, None)}
+    moves = -2 - BEND_CHANNELS * FIELD_SIDE**2
+    parts = {"style": slice(0, STYLE_DIM), "field": slice(STYLE_DIM, moves), "moves": slice(moves, -2), "place": slice(-2, None)}
     for name, part in parts.items():
         changed = z.clone()
         changed[:, part] = -changed[:, part] + 0.5
         assert not torch.allclose(image, generator(changed, LABELS[:1]), atol=1e-3), name
     assert not torch.allclose(image, generator(z, LABELS[1:2]), atol=1e-3)
+
+
+def test_a_checkpoint_from_before_the_bending_paints_what_it_painted():
+    before = small().to_dict()
+    del before["bent"]
+    before["latent_dim"] -= BEND_CHANNELS * FIELD_SIDE**2
+    config = ModelConfig.from_dict(before)
+    generator, _ = build(config)
+    assert not config.bent and generator(torch.randn(2, config.latent_dim), LABELS[:2]).shape == (2, 3, 64, 64)
 
 
 def test_growth_fades_levels_in_and_travels_with_the_weights():
