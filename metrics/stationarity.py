@@ -135,9 +135,10 @@ def deviations(fake: PositionMaps, real: PositionMaps) -> dict[str, np.ndarray]:
     """Field -> (S, S): how many standard errors each position of ``fake`` lies from real tissue, the largest of all scales.
 
     Patches that were cut on a grid may be uneven themselves. Who trained with flips and quarter turns learnt their average over
-    the symmetries of the square: the reference is the real map or that average, whichever is nearer.
+    the symmetries of the square, and a generator without a notion of place is even: the reference is the real map, that average,
+    or evenness, whichever is nearer.
     """
-    candidates = [_standardised(fake, real), _standardised(fake, _symmetrised(real))]
+    candidates = [_standardised(fake, reference) for reference in (real, _symmetrised(real), _even(real))]
     nearest = min(candidates, key=lambda scales: sum((z**2).mean() for z in scales))
     scales = np.stack(np.broadcast_arrays(*nearest))
     largest = np.take_along_axis(scales, np.abs(scales).argmax(0)[None], 0)[0]
@@ -146,6 +147,11 @@ def deviations(fake: PositionMaps, real: PositionMaps) -> dict[str, np.ndarray]:
 
 def _standardised(fake: PositionMaps, real: PositionMaps) -> list[np.ndarray]:
     return [(fake.means[s] - real.means[s]) / np.hypot(fake.errors[s], real.errors[s]) for s in SCALES]
+
+
+def _even(maps: PositionMaps) -> PositionMaps:
+    """Maps that are the same everywhere, exactly; each field counts relative to its image, so that is 0."""
+    return PositionMaps(*({name: np.zeros_like(part) for name, part in parts.items()} for parts in (maps.means, maps.errors)))
 
 
 def _symmetrised(maps: PositionMaps) -> PositionMaps:

@@ -61,6 +61,11 @@ def test_a_generator_that_learnt_turned_patches_is_not_accused():
     assert section(turned, shaded, add(HELD_OUT, np.s_[:], light)).findings == []
 
 
+def test_a_generator_without_a_notion_of_place_is_not_accused_of_being_evener_than_its_patches():
+    light = np.linspace(0, 60, 32)[None, None, :, None]
+    assert section(FRESH, add(TRAIN, np.s_[:], light), add(HELD_OUT, np.s_[:], light)).findings == []
+
+
 def test_fields_are_relative_to_their_image():
     dark = (FRESH[:5] * 0.5).astype(np.uint8)
     assert fields(dark).mean((2, 3)) == pytest.approx(0, abs=1e-3)
