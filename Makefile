@@ -34,12 +34,13 @@ lint: .venv/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# Figures of docs/performance.md, about an hour; on your own data: make bench SLIDES=datasets/panda PATCHES=datasets/patches
+# Figures of docs/performance.md, takes long; on your own data: make bench SLIDES=datasets/panda PATCHES=datasets/patches
 SLIDES ?= demo/slides
 PATCHES ?= demo/patches
 bench: .venv/dev
 	@test -d $(SLIDES) && test -d $(PATCHES) || { echo "no $(SLIDES) or $(PATCHES): run make demo first, or name yours with SLIDES= PATCHES="; exit 1; }
 	$(PY) benchmarks/extract_speed.py --data_dir $(SLIDES)
+	$(PY) benchmarks/png_speed.py --patches $(PATCHES)
 	$(PY) benchmarks/extract_memory.py
 	$(PY) benchmarks/feeding.py --patches $(PATCHES)
 	$(PY) benchmarks/step_speed.py

@@ -124,7 +124,8 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
             f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
             f"torch {torch.__version__}"
         )
-        log.picture("real.png", real_grid(dataset), trainer.images)
+        if first:
+            log.picture("real.png", real_grid(dataset), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share, args.auto_batch)
         held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every and first else None

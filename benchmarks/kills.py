@@ -25,12 +25,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 import torch
-from PIL import Image
 
 from common import cli
-from tests.conftest import write_panda_folder
+from tests.conftest import write_noise_patches, write_panda_folder
 from tests.kaggle_server import KaggleServer
 from training import checkpoint
 
@@ -87,12 +85,7 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def stages(home: Path, names: list[str], epochs: int) -> Iterator[Stage]:
-    patches = home / "patches"
-    noise = np.random.default_rng(0)
-    for number in range(24):
-        path = patches / ("benign", "gleason4")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.integers(90, 220, (64, 64, 3), dtype=np.uint8)).save(path)
+    patches = write_noise_patches(home / "patches", 24, ("benign", "gleason4"))
     often = ("--save_every", 1, "--sample_every", 1, "--eval_every", 0, "--keep", 2)
 
     def train(folder: Path) -> list:

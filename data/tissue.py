@@ -126,9 +126,7 @@ class Inspection:
 
     def is_blank(self) -> bool:
         """Whether it shows glass or padding rather than tissue: nearly flat, or hardly anything stained."""
-        return bool(
-            _grey(self._quarter).std() < MIN_CONTRAST or (stain(np.asarray(self._quarter)) > STAIN_LIMITS[0]).mean() < MIN_STAINED
-        )
+        return bool(_grey(self._quarter).std() < MIN_CONTRAST or self._stained.mean() < MIN_STAINED)
 
     def pen_share(self) -> float:
         """Share 0..1 that is surely ink, seen 16 times smaller: nuclei blend in."""
@@ -152,7 +150,7 @@ class Inspection:
         else:
             fine = self._image.reduce(self._step)
             detail, coarse = _laplacian(_grey(fine)), fine.reduce(4)
-            stained = stain(np.asarray(coarse)) > STAIN_LIMITS[0]
+            stained = _is_stained(coarse)
         if min(self._image.size) // self._step < MIN_SIDE_TO_QUARTER:
             return _lacks_detail(detail, _laplacian(_grey(coarse)))
         parts = list(zip(_quarters(detail, 1), _quarters(_laplacian(_grey(coarse)), 1), _quarters(stained, 0), strict=True))
@@ -170,6 +168,11 @@ class Inspection:
     @cached_property
     def _laplacian(self) -> np.ndarray:
         return _laplacian(_grey(self._image))
+
+
+def _is_stained(image: Image.Image) -> np.ndarray:
+    """Pixels that took up stain, (H, W) bool."""
+    return stain(np.asarray(image)) > STAIN_LIMITS[0]
 
 
 def _quarters(array: np.ndarray, border: int) -> list[np.ndarray]:

@@ -81,8 +81,7 @@ def _fold_batch_norms(network: nn.Module) -> None:
         order = ("conv_pw", "conv_dw", "conv_pwl") if expanding else ("conv_dw", "conv_pw")
         for number, convolution in enumerate(order, start=1):
             _fold(block, convolution, f"bn{number}")
-    if hasattr(network, "conv_head"):
-        _fold(network, "conv_head", "bn2")
+    _fold(network, "conv_head", "bn2")
 
 
 def _fold(owner: nn.Module, convolution: str, norm: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 SLIDE_SIDE = 1024
 TILE = 256
@@ -81,6 +82,16 @@ def write_panda_folder(folder: Path, side: int = SLIDE_SIDE, tile: int = TILE) -
         write_pyramid(mask, draw_mask(quarters, side), MPP[provider], "lzw", tile)
         rows.append(f"{slide_id},{provider},{grade},{score}")
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def write_noise_patches(folder: Path, count: int, labels: tuple[str, str] = ("benign", "gleason3")) -> Path:
+    """``count`` patches of noise, 64 pixels a side, in two label folders by turns."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / labels[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     return folder
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from common.cli import fraction, natural, non_negative_float, positive_float, positive_int
 from models.augment import KINDS
 from models.config import DISCRIMINATORS, MODELS, NORMS, WIDTHS
 from models.losses import OBJECTIVES
+from training.processes import world_size
 
 # Flags that describe the run and not the machine: name -> whether a resumed run may change it.
 RUN_FLAGS = {
@@ -141,7 +141,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values and combinations that cannot be meant (exit 2)."""
     if args.batch_size == 1:
         parser.error("--batch_size 1 leaves batch normalisation nothing to average; use at least 2")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         for name in ("dry_run", "preview_augmentation", "auto_batch"):
             if getattr(args, name):
                 parser.error(f"--{name} works in one process; start without torchrun")

@@ -100,10 +100,14 @@ class Processes:
             raise UserError(f"a process of the training is late or gone: {str(error).splitlines()[0]}") from error
 
 
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join(device: torch.device) -> tuple[Processes, torch.device]:
     """The processes that torchrun has started and this one's device; alone, ``Processes()`` and ``device`` as it is."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if world_size() == 1:
         return Processes(), device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.conftest import write_noise_patches
 from training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,12 +48,7 @@ def test_any_number_of_processes_takes_the_steps_of_one():
 
 @pytest.fixture
 def patches(tmp_path):
-    random = np.random.default_rng(0)
-    for number in range(24):
-        path = tmp_path / "patches" / ("benign", "gleason3")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "patches"
+    return write_noise_patches(tmp_path / "patches", 24)
 
 
 def training(patches, epochs, *more):

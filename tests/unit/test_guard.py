@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
@@ -21,6 +20,7 @@ from data import dataset as dataset_module
 from data.dataset import PatchDataset
 from data.order import BalancedOrder, BatchesFrom
 from models.config import dcgan_config
+from tests.conftest import write_noise_patches
 from training import checkpoint, guard
 from training.config import TrainConfig
 from training.run import DeadWorkerError, Habits, Run, next_of
@@ -205,12 +205,7 @@ def test_errors_that_are_no_dead_worker_are_raised(tmp_path, monkeypatch):
 
 @pytest.fixture
 def patches(tmp_path):
-    random = np.random.default_rng(0)
-    for number in range(40):
-        path = tmp_path / "patches" / ("benign", "gleason3")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "patches"
+    return write_noise_patches(tmp_path / "patches", 40)
 
 
 class Deadly(PatchDataset):
