@@ -24,6 +24,7 @@ from data.quality_patches import assess, scan_patch_folder
 from data.quality_report import text_lines, verdict, write_report
 from data.quality_slides import check_slide_folder
 from data.quarantine import finish, is_pending, quarantine_folder, set_aside
+from data.shards import is_sharded
 from data.workers import cores
 
 DATASETS = Path("datasets")
@@ -79,6 +80,8 @@ def folders_to_check(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
 
 def check_patches(folder: Path, workers: int, quarantine: bool) -> Assessment:
     """Check one patch folder; with ``quarantine`` set its bad patches aside and judge what is left."""
+    if quarantine and is_sharded(folder):
+        raise UserError(f"{folder} holds shards, which are not changed: check the patches they were made of and pack them again")
     if is_pending(folder) and quarantine:
         say(f"{folder}: finished an interrupted quarantine of {finish(folder)} patches")
     elif is_pending(folder):

@@ -11,6 +11,7 @@ Writes OUT/report.html for people and OUT/metrics.json for programs.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from common import cli
 from common.errors import UserError
 from common.progress import say
 from common.weights import INSTALL
-from data.dataset import PatchFile, class_of, decode, list_patches
+from data.dataset import PatchFile, class_of, content_of, decode, list_patches
 from data.holdout import slide_of, train_and_held_out
 from metrics.copies import SIDE, Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
@@ -58,9 +59,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def reader(folder: Path) -> Callable[[Path, int], np.ndarray]:
+    """decode(path, size) for the paths below ``folder``, which may hold shards."""
+    return lambda path, size: decode(content_of(folder, path.relative_to(folder).as_posix()), size)
+
+
 def read_set(folder: Path, files: list[PatchFile], size: int, condition: str, what: str) -> ImageSet:
     """Decoded images with what is known about each."""
-    images = read_images([folder / file.path for file in files], decode, size, f"read {what}")
+    images = read_images([folder / file.path for file in files], reader(folder), size, f"read {what}")
     labels = [known(class_of(file, condition)) for file in files]
     columns = ([file.path for file in files], labels, [file.data_provider for file in files], [slide_of(file) for file in files])
     return ImageSet(images, *map(np.array, columns))
@@ -69,7 +75,7 @@ def read_set(folder: Path, files: list[PatchFile], size: int, condition: str, wh
 def side_of(folder: Path, files: list[PatchFile]) -> int:
     """Smaller side of the first image, in pixels."""
     try:
-        with Image.open(folder / files[0].path) as image:
+        with Image.open(content_of(folder, files[0].path)) as image:
             return min(image.size)
     except OSError as error:
         raise UserError(f"{folder / files[0].path} is not a readable image ({error}); remove it") from error
@@ -83,8 +89,8 @@ def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
     names = sampler.labels if sampler else {file.label for file in made}
     condition = "isup" if any(name.startswith("isup") for name in names) else "label"
     size = min(sampler.image_size if sampler else side_of(args.images, made), side_of(args.patches, train))
-    gallery = read_images([args.patches / file.path for file in train], decode, SIDE, "read all training patches, small")
-    names = np.array([file.path for file in train])
+    read, names = reader(args.patches), np.array([file.path for file in train])
+    gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")
     every = [train[index] for index in choose(len(train), args.max_images, args.seed)]
     some = [held_out[index] for index in choose(len(held_out), args.max_images, args.seed)]
     if sampler:
@@ -96,7 +102,7 @@ def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
         read_set(args.patches, every, size, condition, "training patches"),
         read_set(args.patches, some, size, condition, "held-out patches"),
         fake,
-        Gallery(gallery, names, lambda index: decode(args.patches / names[index], size)),
+        Gallery(gallery, names, lambda index: read(args.patches / names[index], size)),
     )
 
 

@@ -1,6 +1,7 @@
 """Slides -> labelled patches and their manifest.
 
     python extract_patches.py --max_patches 10000
+    python extract_patches.py --shards datasets/shards              # and pack them into tar files
     python extract_patches.py --data_dir my_slides --output_dir my_patches --mpp 0.5 --patch_size 256
 
 Reads PANDA's layout (train.csv, train_images/, train_label_masks/) or any folder of slides that OpenSlide can read. Writes
@@ -18,17 +19,20 @@ from common import cli
 from common.progress import say
 from data.panda import LABELS
 from data.patches import FAILED_NAME, FORMATS, ExtractResult, ExtractSettings, extract, overlay_folder
+from data.shards import pack
 from data.workers import cores
 
 DEFAULTS = ExtractSettings()
 MAX_SHOWN = 10
 
 
-def parse_arguments(arguments: list[str] | None = None) -> ExtractSettings:
+def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings, Path | None]:
+    """What to extract, and where to put shards of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folders = parser.add_argument_group("folders")
     folders.add_argument("--data_dir", type=Path, default=DEFAULTS.data_dir, help="slides (default: %(default)s)")
     folders.add_argument("--output_dir", type=Path, default=DEFAULTS.output_dir, help="patches go here (default: %(default)s)")
+    folders.add_argument("--shards", type=Path, metavar="DIR", help="also pack the patches into tar shards here, docs/scaling.md")
     patch = parser.add_argument_group("one patch")
     patch.add_argument("--patch_size", type=cli.positive_int, default=256, help="side of a patch in pixels (default: %(default)s)")
     scale = patch.add_mutually_exclusive_group()
@@ -66,7 +70,8 @@ def parse_arguments(arguments: list[str] | None = None) -> ExtractSettings:
     options = parser.parse_args(arguments)
     if not 16 <= options.patch_size <= 4096:
         parser.error("--patch_size must lie between 16 and 4096 pixels")
-    return ExtractSettings(**vars(options))
+    shards = vars(options).pop("shards")
+    return ExtractSettings(**vars(options)), shards
 
 
 def report(settings: ExtractSettings, result: ExtractResult) -> int:
@@ -115,9 +120,12 @@ def _report_table(result: ExtractResult) -> None:
 
 
 def main() -> int:
-    settings = parse_arguments()
+    settings, shards = parse_arguments()
     cli.terminate_like_interrupt()
-    return report(settings, extract(settings))
+    result = extract(settings)
+    if shards and result.patches:
+        say(f"{pack(settings.output_dir, shards)} patches in shards in {shards}; train.py --patches {shards} reads them")
+    return report(settings, result)
 
 
 if __name__ == "__main__":

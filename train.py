@@ -102,7 +102,7 @@ def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) ->
     """Batches from the trainer's place on the clock to the end of the run."""
     costly = any(trainer.config.augmentation[name] for name in ("rotation", "color_jitter", "elastic", "noise", "stain_jitter"))
     cuda = trainer.device.type == "cuda"
-    workers = (2 if costly or cuda else 0) if workers is None else workers
+    workers = (2 if costly or cuda or dataset.decodes else 0) if workers is None else workers
     order = BalancedOrder(dataset.groups(), trainer.config.seed)
     rank, world = trainer.processes.rank, trainer.processes.world
     batches = BatchesFrom(order, trainer.config.batch_size, trainer.images, trainer.images_total, rank, world)

@@ -1,10 +1,12 @@
 """How does cost grow with the number of patches?
 
     python benchmarks/growth.py [--counts 1000 10000 100000] [--side 32]
+    python benchmarks/growth.py --shards --counts 10000 1000000 --side 16
 
 Draws small synthetic patches with a manifest, then measures, each in a process of its own: reading the manifest; opening the
 patches for the first time (decoding them into the cache) and again; the order of one epoch; check_data.py; and train.py from its
-start to its first step with the cache in place. Prints seconds and the largest memory of each, and how each grew.
+start to its first step with the cache in place. With --shards the patches lie in tar files, which need no cache and whose check is
+left out. Prints seconds and the largest memory of each, and how each grew.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,6 +28,7 @@ import numpy as np
 from common import cli
 from common.pictures import png
 from data.manifest import Patch, write_manifest
+from data.shards import is_sharded, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("benign", "gleason3", "gleason4", "gleason5")
@@ -37,19 +41,32 @@ STAGES = {
     + "; from data.order import BalancedOrder, BatchesFrom; list(BatchesFrom(BalancedOrder(d.groups(), 0), 8, 0, len(d)))",
 }
 
+SHARD_STAGES = {
+    "read the index": "from data.shards import Shards; Shards({0!r})",
+    "open": OPEN,
+    "order of one epoch": STAGES["order of one epoch"],
+}
 
-def draw(folder: Path, count: int, side: int) -> None:
-    """``count`` patches of noise in the colours of tissue, 50 a slide, from two providers."""
-    random, rows = np.random.default_rng(0), []
-    for label in LABELS:
-        (folder / label).mkdir(parents=True)
+
+def patches(count: int, side: int) -> Iterator[tuple[Patch, bytes]]:
+    """``count`` rows and files of patches of noise in the colours of tissue, 50 a slide, from two providers."""
+    random = np.random.default_rng(0)
     for number in range(count):
         slide, label = f"slide{number // 50}", LABELS[number % 4]
         path = f"{label}/{slide}_{number}_0.png"
         pixels = random.integers(0, 120, (side, side, 3), dtype=np.uint8) + np.uint8([110, 40, 110])
-        (folder / path).write_bytes(png(pixels))
-        provider, split = ("karolinska", "radboud")[number // 50 % 2], "test" if number // 50 % 7 == 0 else "train"
-        rows.append(Patch(path, slide, provider, 3, "4+3", label, number, 0, 0, 0.5, 0.9, 100.0, split))
+        provider, split = ("karolinska", "radboud")[number // 50 % 2], "test" if number >= 0.86 * count else "train"
+        yield Patch(path, slide, provider, 3, "4+3", label, number, 0, 0, 0.5, 0.9, 100.0, split), png(pixels)
+
+
+def draw(folder: Path, count: int, side: int) -> None:
+    """A folder of patches with its manifest."""
+    rows = []
+    for label in LABELS:
+        (folder / label).mkdir(parents=True)
+    for row, content in patches(count, side):
+        (folder / row.path).write_bytes(content)
+        rows.append(row)
     write_manifest(folder, rows)
 
 
@@ -70,9 +87,11 @@ def measured(words: list[str], until: Path | None = None) -> tuple[float, int]:
 
 def stages(folder: Path, home: Path) -> dict[str, tuple[float, int]]:
     """Seconds and memory of each stage on one folder of patches."""
-    found = {name: measured([sys.executable, "-c", code.format(str(folder))]) for name, code in STAGES.items()}
-    words = [sys.executable, "check_data.py", "--patches", str(folder), "--out", str(home / "check")]
-    found["check_data.py"] = measured(words)
+    chosen = SHARD_STAGES if is_sharded(folder) else STAGES
+    found = {name: measured([sys.executable, "-c", code.format(str(folder))]) for name, code in chosen.items()}
+    if not is_sharded(folder):
+        words = [sys.executable, "check_data.py", "--patches", str(folder), "--out", str(home / "check")]
+        found["check_data.py"] = measured(words)
     where = ["--checkpoint_dir", str(home / "checkpoints"), "--log_dir", str(home / "logs")]
     words = [sys.executable, "train.py", "--patches", str(folder), "--image_size", "64", "--eval_every", "0", *where]
     found["train.py to its first step"] = measured(words, home / "checkpoints" / "latest.pt")
@@ -83,13 +102,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=cli.positive_int, nargs="+", default=[1000, 10_000, 100_000], help="of patches")
     parser.add_argument("--side", type=cli.positive_int, default=32, help="of a patch in pixels, default %(default)s")
+    parser.add_argument("--shards", action="store_true", help="patches in tar shards, default: in files")
     args = parser.parse_args()
     nothing = measured([sys.executable, "-c", "import data.dataset"])
     print(f"{'starting Python and its libraries':36}{nothing[0]:9.1f} s{nothing[1]:7} MB", flush=True)
     tables = {}
     for count in args.counts:
         with tempfile.TemporaryDirectory() as home:
-            draw(Path(home) / "patches", count, args.side)
+            if args.shards:
+                write_shards(Path(home) / "patches", patches(count, args.side), "")
+            else:
+                draw(Path(home) / "patches", count, args.side)
             tables[count] = stages(Path(home) / "patches", Path(home))
         for name, (seconds, megabytes) in tables[count].items():
             print(f"{count:>8} {name:27}{seconds:9.1f} s{megabytes:7} MB", flush=True)

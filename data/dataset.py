@@ -1,7 +1,8 @@
-"""A folder of patches as training data: labels, decoded pixels, augmentation."""
+"""A folder of patches, or of shards, as training data: labels, decoded pixels, augmentation."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
@@ -20,7 +21,7 @@ from common.errors import UserError
 from common.files import replacing
 from common.progress import say, track
 from common.seeding import derive_seed
-from data import manifest
+from data import manifest, shards
 from data.augment import Augmentation
 from data.order import Draw
 from data.panda import LABELS
@@ -34,7 +35,7 @@ MAX_BAD_SHARE = 0.05
 STAIN_REFERENCES = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PatchFile:
     """A patch of a folder: path relative to it; label, provider "" and grade None where unknown; split "train" or "test"."""
 
@@ -46,13 +47,17 @@ class PatchFile:
 
 
 def list_patches(folder: Path) -> list[PatchFile]:
-    """All patches of a folder: by patches.csv; without one, by LABEL sub-folders; without those, any images in it.
+    """All patches of a folder: by the index of its shards, or by patches.csv, or by LABEL sub-folders, or any images in it.
 
     Raises UserError when there is no folder or no image in it.
     """
     if not folder.is_dir():
         raise UserError(f"no patch folder at {folder}; run extract_patches.py or name yours with --patches")
-    if (folder / manifest.NAME).exists():
+    if shards.is_sharded(folder):
+        index = shards.open_shards(folder)
+        columns = (index.column(name) for name in ("label", "data_provider", "isup_grade", "split"))
+        files = [PatchFile(*values) for values in zip(index.paths, *columns, strict=True)]
+    elif (folder / manifest.NAME).exists():
         files = [
             PatchFile(row.path, row.label, row.data_provider, row.isup_grade, row.split) for row in manifest.read_manifest(folder)
         ]
@@ -92,12 +97,17 @@ def class_names(files: Sequence[PatchFile], condition: str) -> list[str]:
     return names
 
 
-def decode(path: Path, size: int) -> np.ndarray:
+def content_of(folder: Path, path: str) -> Path | io.BytesIO:
+    """What to open for a patch of ``folder``: its file, or its bytes in a shard. Raises OSError where its shard is gone."""
+    return io.BytesIO(shards.open_shards(folder).content(path)) if shards.is_sharded(folder) else folder / path
+
+
+def decode(source: Path | io.BytesIO, size: int) -> np.ndarray:
     """Image file -> (size, size, 3) uint8, the middle square, reduced by area averaging (enlarged bicubically).
 
     Raises OSError or ValueError when the file is missing, damaged, or declares more than MAX_SIDE pixels a side.
     """
-    with Image.open(path) as image:
+    with Image.open(source) as image:
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"declares {image.size[0]} x {image.size[1]} pixels")
         image = image.convert("RGB")
@@ -112,8 +122,9 @@ class PatchDataset(Dataset):
     """Patches as (image float (3, S, S) in [-1, 1], label int).
 
     folder, split: see ``list_patches``. condition: what the label says, one of CONDITIONS (0 when "none"). Pixels are decoded once
-    into a memory-mapped cache beside the patches, which is built anew when any file changed. Undecodable patches are left out
-    with a warning; more than MAX_BAD_SHARE of them is a UserError. ``classes`` fixes the numbering of labels (of a checkpoint).
+    into a memory-mapped cache beside the patches, which is built anew when any file changed; patches in shards, or more than
+    MAX_CACHE_BYTES of them, are decoded whenever they are drawn. Undecodable patches are left out with a warning; more than
+    MAX_BAD_SHARE of them is a UserError. ``classes`` fixes the numbering of labels (of a checkpoint).
     """
 
     def __init__(
@@ -155,6 +166,11 @@ class PatchDataset(Dataset):
             draw = Draw(draw, int(torch.randint(2**62, ())))
         pixels = torch.from_numpy(self.pixels(draw.index)).permute(2, 0, 1)
         return self.augmentation(pixels, self.image_size, draw.seed), self.label(draw.index)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether patches are decoded whenever they are drawn."""
+        return self._pixels is None
 
     def label(self, index: int) -> int:
         """Number of a patch's class in ``classes``; 0 when unconditional."""
@@ -224,6 +240,8 @@ class PatchDataset(Dataset):
     def _open_pixels(self) -> None:
         self._prepare = self._preparation()
         wanted = len(self.files) * self._canvas**2 * 3
+        if shards.is_sharded(self.folder):
+            return
         if wanted > MAX_CACHE_BYTES:
             say(f"patches are decoded again in each epoch: a cache would take {wanted / 2**30:.0f} GiB")
             return
@@ -269,7 +287,7 @@ class PatchDataset(Dataset):
         """File -> pixels at canvas size, stain-normalised where asked; the target is the training patches' own mixed stain."""
 
         def plain(file: PatchFile) -> np.ndarray:
-            return decode(self.folder / file.path, self._canvas)
+            return decode(content_of(self.folder, file.path), self._canvas)
 
         if self._stain == "none":
             return plain

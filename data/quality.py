@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from common.progress import track
+from data import shards
 from data.findings import Scan, printable
 from data.panda import LABELS
 from data.tissue import Inspection, optical_density
@@ -58,7 +59,7 @@ class _FaultError(Exception):
 def scan_patch(folder: Path, path: str) -> Scan:
     """Decode ``folder/path`` once and measure it. Never raises for a bad file: the fault is in the result."""
     try:
-        image = _decode(_read(Path(folder) / path))
+        image = _decode(_read_from_shard(folder, path) if shards.is_sharded(folder) else _read(Path(folder) / path))
         return _describe(path, image)
     except _FaultError as fault:
         key, detail = fault.args
@@ -80,6 +81,13 @@ def _read(path: Path) -> bytes:
     if not content:
         raise _FaultError("damaged", "empty file")
     return content
+
+
+def _read_from_shard(folder: Path, path: str) -> bytes:
+    try:
+        return shards.open_shards(folder).content(path)
+    except OSError as error:
+        raise _FaultError("unreadable", str(error)) from error
 
 
 def _kind_of(mode: int) -> str:
@@ -163,7 +171,9 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Walk a patch folder; hidden and temporary files are left out."""
+    """Walk a patch folder; hidden and temporary files are left out. Of shards, what their index names."""
+    if shards.is_sharded(folder):
+        return Listing(sorted(shards.open_shards(folder).paths), [], [])
     listing = Listing([], [], [])
     pending = [PurePosixPath()]
     while pending:
@@ -193,13 +203,13 @@ def list_folder(folder: Path) -> Listing:
 def find_folders(root: Path) -> tuple[list[Path], list[Path]]:
     """(slide folders, patch folders) at and below ``root``; links and quarantined patches are left out.
 
-    A slide folder has train.csv or train_images/, a patch folder patches.csv or a sub-folder named like a label.
+    A slide folder has train.csv or train_images/, a patch folder patches.csv, patches.parquet or a sub-folder named like a label.
     """
     slides, patches = [], []
     for folder, folders, files in os.walk(root):
         if "train.csv" in files or "train_images" in folders:
             slides.append(Path(folder))
-        elif "patches.csv" in files or set(folders) & set(LABELS):
+        elif {"patches.csv", shards.NAME} & set(files) or set(folders) & set(LABELS):
             patches.append(Path(folder))
         else:
             folders[:] = sorted(name for name in folders if not name.endswith(QUARANTINE_SUFFIX) and not name.startswith("."))

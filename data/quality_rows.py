@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from common.errors import UserError
-from data import manifest
+from data import manifest, shards
 from data.findings import Facts, Finding, Scan, printable
 from data.manifest import Patch
 from data.panda import KNOWN_BAD, LABELS, PROVIDERS, gleason_patterns, isup_from_gleason
@@ -30,6 +30,12 @@ def plain(path: str) -> str:
 
 def rows(folder: Path) -> tuple[list[Patch] | None, list[Finding]]:
     """Rows of the manifest, None when there is none that can be read, and what there is to say about that."""
+    if shards.is_sharded(folder):
+        index = shards.open_shards(folder)
+        faults = tuple(map(printable, index.faults()))
+        advice = "pack the patches again with extract_patches.py --shards"
+        found = [Finding("broken", "shards", "shards that differ from their index", advice, faults)] if faults else []
+        return index.rows(), found
     if not (folder / manifest.NAME).exists():
         advice = "provider, grade and split are unknown; extract_patches.py writes a manifest"
         return None, [Finding("warning", "no_manifest", f"no {manifest.NAME}", advice, (str(folder),))]

@@ -1,0 +1,256 @@
+"""Patches packed into tar files (shards): a thousand large files in place of millions of small ones.
+
+``train-000000.tar``, ``test-000000.tar`` ... hold two members a patch in WebDataset's convention (webdataset.github.io/webdataset),
+``000000042.png`` and ``000000042.json`` with its manifest row, in a shuffled order, so that programs that read from front to
+back see a mixture. ``patches.parquet`` beside them holds the same rows and where in which shard each picture lies: with it any
+patch is read alone, and training from shards sees the very order, and makes the very bits, of training from files.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import inside, replacing, sha256
+from common.progress import track
+from common.seeding import derive_seed
+from data import manifest
+from data.manifest import COLUMNS, SPLITS, Patch
+from data.panda import LABELS
+
+NAME = "patches.parquet"
+SHARD_BYTES = 256 * 2**20
+_SHARD = re.compile(r"(train|test)-\d{6}\.tar")
+_TYPES = {
+    "isup_grade": "int8",
+    "x": "int64",
+    "y": "int64",
+    "level": "int32",
+    "mpp": "double",
+    "tissue": "double",
+    "sharpness": "double",
+}
+_PLACE = {"shard": "string", "key": "string", "offset": "int64", "size": "int64"}
+_AGAIN = "pack them again with extract_patches.py --shards"
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether a folder holds shards and their index."""
+    return (Path(folder) / NAME).exists()
+
+
+def _arrow():
+    """pyarrow and its Parquet half; imported here since only shards need them."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise UserError(f"shards need {error.name}; install it with pip install -r requirements-scale.txt") from error
+    return pyarrow, pyarrow.parquet
+
+
+# ----------------------------------------------------------------------------------------------------------------- writing
+
+
+def pack(folder: Path, target: Path) -> int:
+    """Pack the patches of ``folder`` (with a manifest) into shards in ``target``; the number of patches.
+
+    Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing or ``target``
+    lies in the patch folder.
+    """
+    folder, target = Path(folder), Path(target)
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise UserError(f"shards in {target} would lie among the patches; name a folder outside {folder} with --shards")
+    rows, digest = manifest.read_manifest(folder), sha256(folder / manifest.NAME)
+    if is_sharded(target) and _packed_from(target) == digest:
+        return len(rows)
+    rows.sort(key=lambda row: (row.split, derive_seed(0, row.path)))
+    write_shards(target, track(_with_content(folder, rows), "pack", len(rows), "patches"), digest)
+    return len(rows)
+
+
+def _with_content(folder: Path, rows: Iterable[Patch]) -> Iterator[tuple[Patch, bytes]]:
+    for row in rows:
+        try:
+            yield row, inside(folder, row.path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder / row.path} cannot be read ({error.strerror}); run check_data.py --quarantine") from error
+
+
+def _packed_from(target: Path) -> str | None:
+    """Digest of the manifest that the shards in ``target`` were made from; None where they are not whole."""
+    try:
+        return Shards(target).packed_from
+    except UserError:
+        return None
+
+
+def write_shards(target: Path, patches: Iterable[tuple[Patch, bytes]], digest: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write (row, content of its file) pairs, sorted by split, as shards of about ``shard_bytes`` and their index.
+
+    The index goes first and comes last: shards without one are of a run that was stopped. ``digest`` names what was packed.
+    """
+    arrow, parquet = _arrow()
+    types = dict.fromkeys(COLUMNS, "string") | _TYPES | _PLACE
+    schema = arrow.schema([(name, arrow.type_for_alias(kind)) for name, kind in types.items()], {"packed_from": digest})
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / NAME).unlink(missing_ok=True)
+        written = set()
+        with replacing(target / NAME) as file, parquet.ParquetWriter(file, schema) as index:
+            for name, first, items in _portions(patches, shard_bytes):
+                entries = _write_shard(target / name, first, items)
+                index.write_table(arrow.Table.from_pylist(entries, schema))
+                written.add(name)
+        for path in target.iterdir():
+            if _SHARD.fullmatch(path.name) and path.name not in written:
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"shards cannot be written to {target} ({error.strerror}); mend that and start again") from error
+
+
+def _portions(patches: Iterable[tuple[Patch, bytes]], limit: int) -> Iterator[tuple[str, int, list[tuple[Patch, bytes]]]]:
+    """(name of the shard, number of its first patch, its patches)."""
+    items, size, first, number = [], 0, 0, 0
+    for patch, content in patches:
+        new_split = bool(items) and items[-1][0].split != patch.split
+        if items and (new_split or size + len(content) > limit):
+            yield f"{items[-1][0].split}-{number:06d}.tar", first, items
+            first, number = first + len(items), 0 if new_split else number + 1
+            items, size = [], 0
+        items.append((patch, content))
+        size += len(content)
+    if items:
+        yield f"{items[-1][0].split}-{number:06d}.tar", first, items
+
+
+def _write_shard(path: Path, first: int, items: list[tuple[Patch, bytes]]) -> list[dict]:
+    """Write one tar; rows of the index. Nothing in it depends on when and by whom it was made."""
+    entries = []
+    with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (patch, content) in enumerate(items, start=first):
+            key, row = f"{number:09d}", asdict(patch)
+            offset = file.tell() + tarfile.BLOCKSIZE  # after the member's header
+            entries.append(row | {"shard": path.name, "key": key, "offset": offset, "size": len(content)})
+            _add(tar, key + Path(patch.path).suffix, content)
+            _add(tar, f"{key}.json", json.dumps(row).encode())
+    return entries
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+class Shards:
+    """The index of a folder of shards.
+
+    paths: of all patches, as in patches.csv, and in its order. packed_from: SHA-256 of the manifest that was packed. Raises
+    UserError where the index is damaged, or a shard is missing or shorter than the index says.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        arrow, parquet = _arrow()
+        try:
+            self._table = parquet.read_table(self.folder / NAME, columns=[*COLUMNS, *_PLACE]).sort_by("path")
+            self.packed_from = (self._table.schema.metadata or {})[b"packed_from"].decode()
+            self.paths = self.column("path")
+            shards = self._table["shard"].combine_chunks().dictionary_encode()
+            self._names, self._shard = shards.dictionary.to_pylist(), shards.indices.to_numpy()
+            self._offset, self._size = (self._table[name].to_numpy() for name in ("offset", "size"))
+        except (OSError, KeyError, UnicodeDecodeError, arrow.ArrowException) as error:
+            raise UserError(f"{self.folder / NAME} is damaged ({' '.join(str(error).split())[:200]}); {_AGAIN}") from error
+        self._check()
+        self._index = {path: number for number, path in enumerate(self.paths)}
+
+    def column(self, name: str) -> list:
+        """One column of the index, a value a patch; None where unknown. Equal texts are one object."""
+        column = self._table[name]
+        if str(column.type) != "string" or name == "path":
+            return column.to_pylist()
+        encoded = column.combine_chunks().dictionary_encode()
+        values = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+        return values[encoded.indices.fill_null(len(values) - 1).to_numpy()].tolist()
+
+    def rows(self) -> list[Patch]:
+        """The manifest's rows."""
+        return [Patch(*values) for values in zip(*(self.column(name) for name in COLUMNS), strict=True)]
+
+    def content(self, path: str) -> bytes:
+        """The file of a patch. Raises OSError where its shard can no longer be read."""
+        row = self._index[path]
+        with open(self.folder / self._names[self._shard[row]], "rb") as file:
+            file.seek(self._offset[row])
+            content = file.read(self._size[row])
+        if len(content) < self._size[row]:
+            raise OSError(f"{file.name} is cut short")
+        return content
+
+    def _check(self) -> None:
+        """The index against the values that a manifest may hold, and against the shards' sizes."""
+        for name, allowed in (("label", LABELS), ("split", SPLITS)):
+            if strange := set(self.column(name)) - set(allowed):
+                raise UserError(f"{self.folder / NAME} has {name} {sorted(map(str, strange))[0]!r}; {_AGAIN}")
+        ends = np.zeros(len(self._names), dtype=np.int64)
+        np.maximum.at(ends, self._shard, self._offset + self._size)
+        if len(self.paths) and min(self._offset.min(), self._size.min()) < 0:
+            raise UserError(f"{self.folder / NAME} has a negative offset; {_AGAIN}")
+        for name, end in zip(self._names, ends, strict=True):
+            path = self.folder / name
+            if not _SHARD.fullmatch(name) or not path.is_file() or path.stat().st_size < end:
+                raise UserError(f"shard {path} is missing or cut short; bring it back, or {_AGAIN}")
+
+    def faults(self) -> Iterator[str]:
+        """What in the shards is not as the index says, member by member; nothing where all is well."""
+        expected = {}
+        for number, (key, row) in enumerate(zip(self.column("key"), self.rows(), strict=True)):
+            expected.setdefault(self._names[self._shard[number]], []).append((key, row, int(self._offset[number])))
+        for name, patches in expected.items():
+            try:
+                with tarfile.open(self.folder / name, "r:") as tar:
+                    yield from _differences(name, tar, patches)
+            except (tarfile.TarError, OSError) as error:
+                yield f"{name}: {error}"
+
+
+def _differences(name: str, tar: tarfile.TarFile, patches: list[tuple[str, Patch, int]]) -> Iterator[str]:
+    members = {member.name: member for member in tar}
+    for key, row, offset in patches:
+        picture, label = members.get(key + Path(row.path).suffix), members.get(f"{key}.json")
+        if picture is None or label is None:
+            yield f"{name}: {key} is not in it"
+        elif picture.offset_data != offset:
+            yield f"{name}: {key} is not where the index says"
+        else:
+            try:
+                same = json.load(tar.extractfile(label)) == asdict(row)
+            except ValueError:
+                same = False
+            if not same:
+                yield f"{name}: the label in {key}.json is not the one in the index"
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(folder: Path, _modified: int) -> Shards:
+    return Shards(folder)
+
+
+def open_shards(folder: Path) -> Shards:
+    """The shards of a folder, read once as long as their index does not change."""
+    folder = Path(folder).resolve()
+    return _opened(folder, os.stat(folder / NAME).st_mtime_ns)
