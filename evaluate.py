@@ -30,6 +30,7 @@ from metrics.features import backbone, inception
 from metrics.images import ImageSet, choose, draw_set, known, read_images
 from metrics.report import write_report
 from models.features import LITE0_WEIGHTS, Lite0
+from training import processes
 from training.compare import compare_runs
 from training.device import choose_device
 from training.sampling import load_sampler
@@ -110,7 +111,7 @@ def main() -> int:
     args = parse_arguments()
     if args.compare:
         return compare_runs(*args.compare, args.out)
-    device = choose_device(args.device)
+    together, device = processes.join(choose_device(args.device))
     networks, notes = Networks(inception(args.weights, device)), []
     if LITE0_WEIGHTS.installed():
         lite0 = Lite0().to(device, memory_format=torch.channels_last)
@@ -120,7 +121,11 @@ def main() -> int:
     else:
         notes.append(f"No second feature space, and copies were sought by pixels alone: run {INSTALL}")
     sets = load_sets(args, device)
-    sections = assess(sets, networks, args.seed, args.skip, args.cache)
+    cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
+    sections = assess(sets, networks.shared(together.run, together.world), args.seed, args.skip, cache)
+    processes.leave(together)
+    if not together.first:
+        return 0
     settings = {
         "generated": args.checkpoint or args.images,
         "real": args.patches,

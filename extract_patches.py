@@ -19,7 +19,7 @@ from common import cli
 from common.progress import say
 from data.panda import LABELS
 from data.patches import FAILED_NAME, FORMATS, ExtractResult, ExtractSettings, extract, overlay_folder
-from data.shards import pack
+from data.shards import check_target, pack
 from data.workers import cores
 
 DEFAULTS = ExtractSettings()
@@ -122,6 +122,8 @@ def _report_table(result: ExtractResult) -> None:
 def main() -> int:
     settings, shards = parse_arguments()
     cli.terminate_like_interrupt()
+    if shards:
+        check_target(settings.output_dir, shards)
     result = extract(settings)
     if shards and result.patches:
         say(f"{pack(settings.output_dir, shards)} patches in shards in {shards}; train.py --patches {shards} reads them")

@@ -133,4 +133,4 @@ def plot(runs: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

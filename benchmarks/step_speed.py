@@ -168,4 +168,4 @@ def grown(size: int) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -62,15 +62,19 @@ def _arrow():
 # ----------------------------------------------------------------------------------------------------------------- writing
 
 
+def check_target(folder: Path, target: Path) -> None:
+    """Raise UserError where shards in ``target`` would lie among the patches of ``folder``, or cannot be made at all."""
+    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+        raise UserError(f"shards in {target} would lie among the patches; name a folder outside {folder} with --shards")
+    _arrow()
+
+
 def pack(folder: Path, target: Path) -> int:
     """Pack the patches of ``folder`` (with a manifest) into shards in ``target``; the number of patches.
 
-    Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing or ``target``
-    lies in the patch folder.
+    Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing.
     """
     folder, target = Path(folder), Path(target)
-    if folder.resolve() in (target.resolve(), *target.resolve().parents):
-        raise UserError(f"shards in {target} would lie among the patches; name a folder outside {folder} with --shards")
     rows, digest = manifest.read_manifest(folder), sha256(folder / manifest.NAME)
     if is_sharded(target) and _packed_from(target) == digest:
         return len(rows)
@@ -124,12 +128,12 @@ def _portions(patches: Iterable[tuple[Patch, bytes]], limit: int) -> Iterator[tu
     items, size, first, number = [], 0, 0, 0
     for patch, content in patches:
         new_split = bool(items) and items[-1][0].split != patch.split
-        if items and (new_split or size + len(content) > limit):
+        if items and (new_split or size > limit):
             yield f"{items[-1][0].split}-{number:06d}.tar", first, items
             first, number = first + len(items), 0 if new_split else number + 1
             items, size = [], 0
         items.append((patch, content))
-        size += len(content)
+        size += len(content) + 4 * tarfile.BLOCKSIZE  # with headers, the label and padding
     if items:
         yield f"{items[-1][0].split}-{number:06d}.tar", first, items
 

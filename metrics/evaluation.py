@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from metrics.artefacts import artefacts_section
 from metrics.copies import Gallery, copies_section, feature_suspicion, pixel_suspicions
@@ -30,6 +32,14 @@ class Networks:
     standard: Extractor
     second: Extractor | None = None
     local: Extractor | None = None
+
+    def shared(self, run: Callable[[Callable, Tensor], Tensor], world: int) -> Networks:
+        """Each network over ``world`` processes: ``run(function, rows)`` gives all rows, each process having done its share."""
+
+        def over_all(network: Extractor) -> Extractor:
+            return replace(network, run=partial(run, network.run), batch=network.batch * world)
+
+        return Networks(*(network and over_all(network) for network in (self.standard, self.second, self.local)))
 
 
 @dataclass(frozen=True)

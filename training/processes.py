@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,6 +62,13 @@ class Processes:
         dist.all_gather(everyone, rows.contiguous())
         return torch.stack(everyone, dim=1).flatten(0, 1)
 
+    def run(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """``function(rows)``, (n, ...) -> (n, ...), each process doing its share of the rows; all of them get all."""
+        if self.world == 1:
+            return function(rows)
+        share = torch.arange(self.rank, self.world * -(-len(rows) // self.world), self.world).clamp(max=len(rows) - 1)
+        return self.gather(function(rows[share.to(rows.device)]))[: len(rows)]
+
     def same_as_first(self, network: nn.Module) -> None:
         """Give all processes the first one's weights and buffers."""
         if self.world > 1:
@@ -106,13 +113,19 @@ def world_size() -> int:
 
 
 def join(device: torch.device) -> tuple[Processes, torch.device]:
-    """The processes that torchrun has started and this one's device; alone, ``Processes()`` and ``device`` as it is."""
+    """The processes that torchrun has started and this one's device; alone, ``Processes()`` and ``device`` as it is.
+
+    Raises UserError where the environment speaks of several processes and does not say where they are.
+    """
     if world_size() == 1:
         return Processes(), device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+    except ValueError as error:
+        raise UserError(f"WORLD_SIZE is set, but this was not started by torchrun ({error}); unset it, or use torchrun") from error
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # On one machine torchrun keeps its store over a restart, with the addresses of the processes that are gone.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)

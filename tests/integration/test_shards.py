@@ -147,7 +147,7 @@ def test_a_run_that_stops_midway_leaves_no_index(made, tmp_path):
 def test_they_must_not_lie_among_the_patches(made):
     for target in (made / "patches", made / "patches" / "shards"):
         with pytest.raises(UserError, match="outside"):
-            shards.pack(made / "patches", target)
+            shards.check_target(made / "patches", target)
 
 
 def _assess(folder):

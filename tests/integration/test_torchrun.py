@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import write_noise_patches
 from training import checkpoint
@@ -92,3 +93,22 @@ def two_processes_generate_the_images_of_one(folder):
         made.append({path.relative_to(folder / name): path.read_bytes() for path in files})
     assert len(made[0]) == 51
     assert made[0] == made[1]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+    random, found = np.random.default_rng(0), []
+    for name in ("patches", "images"):
+        for slide in range(20):
+            for place in range(8):
+                path = tmp_path / name / ("benign", "gleason4")[slide % 2] / f"s{slide}_{place}_0.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    for name, start in (("one", [sys.executable]), ("two", torchrun(2))):
+        words = [*start, ROOT / "evaluate.py", "--patches", "patches", "--images", "images", "--out", name, "--device", "cpu"]
+        done = subprocess.run(list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("report:") == 1
+        found.append(json.loads((tmp_path / name / "metrics.json").read_text())["distances"]["inception-v3-2048"]["all"])
+    for one, two in zip(found[0].values(), found[1].values(), strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
