@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from common.errors import UserError
@@ -33,7 +34,8 @@ class ModelConfig:
     The rest is the improved model's: g_channels count from 8x8 up to the image size; discriminator, norm: see the names above;
     d_channels: of the residual one from the image size down, of the projected one the width of its heads; attention: resolutions
     with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at; bent:
-    whether the generator bends its canvas (in older checkpoints it does not).
+    whether the generator bends its canvas (in older checkpoints it does not); window: side in pixels of what the discriminator
+    sees at once, 0 for the whole image: see ``View``.
     """
 
     model: str
@@ -48,6 +50,12 @@ class ModelConfig:
     spectral_norm: bool = False
     grow_from: int = 0
     bent: bool = False
+    window: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Side in pixels of the largest image that the discriminator sees at once."""
+        return self.window or self.image_size
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""
@@ -65,6 +73,30 @@ class ModelConfig:
         if config.model not in MODELS:
             raise UserError(f"model {config.model!r} is unknown to this version; use the version it was trained with")
         return config
+
+
+@dataclass(frozen=True)
+class View:
+    """What the networks look at in one step of training.
+
+    growth: log2 of the resolution of the whole image, fractions while the next one fades in. windowed: only a window of half its
+    side, a quarter of the image at full resolution. Tissue looks alike everywhere and a generator without a place can paint any
+    part of its canvas by itself, so that windows for the detail and whole images of half the resolution for the layout teach
+    the same as whole images do, for a third of the arithmetic.
+    """
+
+    growth: float
+    windowed: bool = False
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the whole image."""
+        return 2 ** math.ceil(self.growth)
+
+    @property
+    def side(self) -> int:
+        """Side in pixels of what is looked at."""
+        return self.resolution // (2 if self.windowed else 1)
 
 
 def _check_size(image_size: int) -> None:
@@ -101,12 +133,20 @@ def improved_config(
     attention: bool = True,
     spectral_norm: bool = True,
     grow_from: int | None = None,
+    window: int | None = None,
 ) -> ModelConfig:
-    """The improved model at the widths of ``preset``. grow_from None: progressive growing starts at 64 pixels."""
+    """The improved model at the widths of ``preset``.
+
+    grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once at the widths
+    for CPUs, else the whole image. Raises UserError for a window of less than half the image.
+    """
     _check_size(image_size)
+    window = min(image_size, window or (128 if preset == "cpu" else image_size))
+    if 2 * window < image_size:
+        raise UserError(f"window {window} is less than half of image_size {image_size}; choose {image_size // 2} or {image_size}")
     widths, width = WIDTHS[preset]
     levels = image_size.bit_length() - 3
-    pyramid = tuple(min(8 * width, width * 2**k // 2) for k in range(levels + 1))
+    pyramid = tuple(min(8 * width, width * 2**k // 2) for k in range(window.bit_length() - 2))
     return ModelConfig(
         "improved",
         image_size,
@@ -120,4 +160,5 @@ def improved_config(
         spectral_norm=spectral_norm,
         grow_from=min(image_size, grow_from or 64),
         bent=True,
+        window=window if window < image_size else 0,
     )

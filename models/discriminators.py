@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import ModelConfig
+from models.config import ModelConfig, View
 from models.features import Lite0
 from models.layers import SelfAttention, activate, minibatch_deviation, plain, spectral
 
@@ -48,14 +48,17 @@ class Verdict(nn.Module):
 
 
 class Growing(nn.Module):
-    """A discriminator that sees images at the resolution that the generator has reached.
+    """A discriminator that sees what a View says: images at the resolution that the generator has reached, or windows of them.
 
-    growth: as the generator's; it travels in the state_dict.
+    growth: log2 of the side seen, fractions while it fades in; it travels in the state_dict.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.growth = self._full = math.log2(config.image_size)
+        self.growth = self._full = math.log2(config.seen)
+        self._labels = max(1, config.num_classes)
+        self.kinds = 2 * self._labels if config.window else config.num_classes  # windows are kinds of their own
+        self._windowed = False
 
     def get_extra_state(self) -> float:
         return self.growth
@@ -63,14 +66,35 @@ class Growing(nn.Module):
     def set_extra_state(self, state: float) -> None:
         self.growth = float(state)
 
+    def set_view(self, view: View) -> None:
+        """What comes next."""
+        self.growth = math.log2(view.side) if view.windowed else view.growth
+        self._windowed = view.windowed
+
     @property
     def skipped(self) -> int:
-        """Doublings that the generator has not begun."""
+        """Doublings that are not used for images of this size."""
         return int(self._full - math.ceil(self.growth))
 
     def reached(self, images: Tensor) -> Tensor:
-        """The images at the resolution reached."""
-        return F.avg_pool2d(images, 2**self.skipped) if self.skipped else images
+        """The images at the size to be seen."""
+        excess = images.shape[-1] // 2 ** math.ceil(self.growth)
+        return F.avg_pool2d(images, excess) if excess > 1 else images
+
+    def kind(self, labels: Tensor | None, count: int, device: torch.device) -> Tensor | None:
+        """What the verdict is asked about: the label, and whether this is a window. (N,) or None."""
+        if self.kinds <= self._labels:
+            return labels
+        known = torch.zeros(count, dtype=torch.long, device=device) if labels is None else labels
+        return known + self._labels if self._windowed else known
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Verdict on whole images of any size."""
+        before, self._windowed = self._windowed, False
+        try:
+            return self.judge(self.look(images), labels)
+        finally:
+            self._windowed = before
 
 
 class ResidualDiscriminator(Growing):
@@ -82,12 +106,12 @@ class ResidualDiscriminator(Growing):
         widths = config.d_channels
         self.enter = nn.ModuleList(normalise(nn.Conv2d(3, width, 1)) for width in widths[:-1])
         self.blocks = nn.ModuleList(Block(a, b, normalise) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        sizes = [config.image_size // 2 ** (k + 1) for k in range(len(self.blocks))]
+        sizes = [config.seen // 2 ** (k + 1) for k in range(len(self.blocks))]
         self.attention = nn.ModuleList(
             SelfAttention(width, normalise) if size in config.attention else nn.Identity()
             for size, width in zip(sizes, widths[1:], strict=True)
         )
-        self.verdict = Verdict(widths[-1], config.num_classes, normalise)
+        self.verdict = Verdict(widths[-1], self.kinds, normalise)
 
     def look(self, images: Tensor) -> list[Tensor]:
         """The images alone."""
@@ -102,10 +126,7 @@ class ResidualDiscriminator(Growing):
             hidden = torch.lerp(self.enter[first + 1](F.avg_pool2d(images, 2)), hidden, fade)
         for block, attention in zip(self.blocks[first + 1 :], self.attention[first + 1 :], strict=True):
             hidden = attention(block(hidden))
-        return self.verdict(activate(hidden), labels)
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.judge(self.look(images), labels)
+        return self.verdict(activate(hidden), self.kind(labels, len(images), images.device))
 
 
 class Mixing(nn.Module):
@@ -168,10 +189,10 @@ class ProjectedDiscriminator(Growing):
         width = config.d_channels[0]
         self.backbone = Lite0(pretrained)
         self.mixing = Mixing(self.channels, width)
-        sides = [config.image_size // stride for stride in (2, 4, 8, 16)]
-        self.heads = nn.ModuleList(Head(width, side, width, config.num_classes, normalise) for side in sides)
+        sides = [config.seen // stride for stride in (2, 4, 8, 16)]
+        self.heads = nn.ModuleList(Head(width, side, width, self.kinds, normalise) for side in sides)
         self.register_load_state_dict_pre_hook(_without_backbone)
-        self.pixels = Head(3, config.image_size, width // 2, config.num_classes, normalise)
+        self.pixels = Head(3, config.seen, width // 2, self.kinds, normalise)
 
     def look(self, images: Tensor) -> list[Tensor]:
         """The images and their frozen features, fine to coarse."""
@@ -179,8 +200,6 @@ class ProjectedDiscriminator(Growing):
         return [images, *self.backbone.maps(images, (0, 1, 2, 3))]
 
     def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:
-        logits = [head(item, labels) for head, item in zip(self.heads, self.mixing(maps[1:]), strict=True)]
-        return torch.cat([self.pixels(maps[0], labels), *logits], dim=1)
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.judge(self.look(images), labels)
+        kind = self.kind(labels, len(maps[0]), maps[0].device)
+        logits = [head(item, kind) for head, item in zip(self.heads, self.mixing(maps[1:]), strict=True)]
+        return torch.cat([self.pixels(maps[0], kind), *logits], dim=1)

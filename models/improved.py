@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig
-from models.layers import EqualLinear, SelfAttention, StyledConv, activate, crop, double
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View
+from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
@@ -49,8 +49,11 @@ class Level(nn.Module):
         self.color = StyledConv(outputs, 3, 1, style_dim, "none")
 
     def forward(self, maps: Tensor, style: Tensor) -> Tensor:
-        new = activate(self.second(activate(self.first(maps, style)), style))
-        return self.attention((crop(maps, 2) + new) * math.sqrt(0.5))
+        # Passes over large maps are what a CPU spends its time on: the gain of the first activation goes into the next layer's
+        # styles, and that of the second is undone by the mean of both ways: (maps + GAIN * new) * sqrt(1/2).
+        new = F.leaky_relu(self.first(maps, style), 0.2, inplace=True)
+        new = F.leaky_relu(self.second(new, style, gain=GAIN), 0.2, inplace=True)
+        return self.attention(torch.add(new, crop(maps, 2), alpha=math.sqrt(0.5)))
 
 
 class ImprovedGenerator(nn.Module):
@@ -81,14 +84,16 @@ class ImprovedGenerator(nn.Module):
     def set_extra_state(self, state: float) -> None:
         self.growth = float(state)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None, view: View | None = None) -> Tensor:
+        """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
+        growth = self.growth if view is None else view.growth
         style = self._style(z[:, :STYLE_DIM], labels)
         field = z[:, STYLE_DIM:-2].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
         start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
         maps = activate(self.start(start, style))
         colors = None
         for number, level in enumerate(self.levels):
-            weight = min(1.0, self.growth - math.log2(BASE) - number + 1.0) if number else 1.0
+            weight = min(1.0, growth - math.log2(BASE) - number + 1.0) if number else 1.0
             if weight <= 0.0:
                 break
             if number:
@@ -100,7 +105,11 @@ class ImprovedGenerator(nn.Module):
                 maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])
             new = level.color(maps, style)
             colors = new if colors is None else colors + weight * new
-        return self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -2:])
+            if number == 1 and view is not None and view.windowed:
+                # From here on there are convolutions alone: the window is painted as if the rest were there.
+                maps, colors = crop(maps, BASE // 2), crop(colors, BASE // 2)
+        images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -2:], growth)
+        return images if view is not None else self._enlarged(images)
 
     def _style(self, z: Tensor, labels: Tensor | None) -> Tensor:
         style = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
@@ -110,10 +119,14 @@ class ImprovedGenerator(nn.Module):
             style = activate(layer(style))
         return style
 
-    def _shown(self, canvas: Tensor, place: Tensor) -> Tensor:
+    def _shown(self, canvas: Tensor, place: Tensor, growth: float) -> Tensor:
         """The image out of its canvas, at an offset that z decides: doublings leave a period of pixels, a random phase hides it."""
-        side, size = canvas.shape[-1] - SLACK, self.config.image_size
+        side = canvas.shape[-1] - SLACK
         moved = (torch.special.ndtr(place) * (SLACK + 1)).floor().clamp(0, SLACK) - SLACK // 2
-        offsets = (SLACK // 2 + (moved * side / size).round()).long().tolist()
-        images = torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(canvas, offsets, strict=True)])
-        return images if side == size else F.interpolate(images, size=(size, size), mode="nearest")
+        share = 2 ** math.ceil(growth) / self.config.image_size
+        offsets = (SLACK // 2 + (moved * share).round()).long().tolist()
+        return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(canvas, offsets, strict=True)])
+
+    def _enlarged(self, images: Tensor) -> Tensor:
+        size = self.config.image_size
+        return images if images.shape[-1] == size else F.interpolate(images, size=(size, size), mode="nearest")

@@ -57,10 +57,11 @@ class StyledConv(nn.Module):
         self.norm = norm
         self.shift = EqualLinear(style_dim, 2 * outputs) if norm == "instance" else None
 
-    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, style: Tensor, gain: float = 1.0) -> Tensor:
+        """gain: factor of the maps that costs no pass over them here."""
         scale = self.style(style)
         weight = self.weight / math.sqrt(self.weight[0].numel())
-        result = F.conv2d(maps * scale[:, :, None, None], weight)
+        result = F.conv2d(maps * (gain * scale)[:, :, None, None], weight)
         if self.norm == "demodulation":
             power = scale.square() @ weight.square().sum(dim=(2, 3)).T
             return torch.addcmul(self.bias[:, None, None], result, torch.rsqrt(power + 1e-8)[:, :, None, None])

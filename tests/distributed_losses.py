@@ -27,7 +27,7 @@ def statistics(model: str, steps: int, together: processes.Processes) -> list[li
     """STATISTICS of each step on the whole batch."""
     networks = dcgan_config(64, 3)
     if model == "improved":
-        networks = improved_config(64, 3, discriminator="projected", grow_from=32)
+        networks = improved_config(64, 3, discriminator="projected", grow_from=32, window=32)
         networks = replace(networks, g_channels=(8, 8, 8, 4), d_channels=(8,))
     else:
         networks = replace(networks, g_channels=(8, 8, 8, 8), d_channels=(8, 8, 8, 8))

@@ -31,7 +31,7 @@ RUN_FLAGS = {
     "grow_images": False,
 }
 # Flags that shape the improved model's networks, passed on to improved_config.
-MODEL_FLAGS = ("preset", "discriminator", "norm", "attention", "spectral_norm", "grow_from")
+MODEL_FLAGS = ("preset", "discriminator", "norm", "attention", "spectral_norm", "grow_from", "window")
 AUGMENTATIONS = {
     "flips": (fraction, "probability of each mirror image, 0..1; default 0.5, tissue has no handedness"),
     "quarter_turns": (fraction, "probability of a turn by 90, 180 or 270 degrees, 0..1; default 0.75, tissue has no upright"),
@@ -83,6 +83,13 @@ def _improved(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--spectral_norm", action=switch, default=None, help="in the discriminator; default on")
     group.add_argument(
         "--grow_from", type=int, choices=(16, 32, 64, 128, 256), help="progressive growing from this resolution; default 64"
+    )
+    group.add_argument(
+        "--window",
+        type=int,
+        choices=(64, 128, 256),
+        help="largest side in pixels that the discriminator sees at once; larger images it sees in turn as windows and whole at "
+        "half size; default 128 with --preset cpu, else the whole image",
     )
     group.add_argument("--grow_images", type=positive_int, help="images of each phase of growing; default 10000")
 

@@ -56,6 +56,7 @@ def check_same_networks(args: argparse.Namespace, model: ModelConfig) -> None:
         "attention": bool(model.attention),
         "spectral_norm": model.spectral_norm,
         "grow_from": model.grow_from,
+        "window": model.seen,
     }
     for name, value in options.given(args, options.MODEL_FLAGS).items():
         if model.model != "improved" or value != held[name]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from models.config import View
+
 
 def learning_rate_factor(images: int, warmup_images: int, decay: str, images_total: int) -> float:
     """Factor of both learning rates: a linear warm-up, then 1, or with decay "cosine" half a cosine from 1 to 0 at the end."""
@@ -21,3 +23,14 @@ def growth(images: int, grow_from: int, image_size: int, grow_images: int) -> fl
     first, last = math.log2(grow_from), math.log2(image_size)
     doublings, rest = divmod(images, 2 * grow_images)
     return min(last, first + doublings + max(0.0, rest / grow_images - 1.0))
+
+
+def view_of(reached: float, seen: int, step: int, penalty_every: int) -> View:
+    """What a step looks at when the growth is ``reached`` and D sees ``seen`` pixels a side at once.
+
+    Larger images are seen in turn as windows at full size and whole at half of it. Every other penalty falls on a window.
+    """
+    whole = View(reached)
+    if whole.side <= seen:
+        return whole
+    return View(reached, windowed=True) if (step + step // penalty_every) % 2 == 0 else View(float(math.ceil(reached) - 1))

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from models import losses
 from models.augment import Rows, augment
+from models.config import View
 from models.features import Lite0
 from models.layers import advance_spectral_norms
+from training.bank import Bank
 from training.config import TrainConfig
 from training.processes import Processes
 
@@ -43,11 +45,25 @@ def diversity(fake: Tensor, real: Tensor) -> Tensor:
     return fake.std(dim=0).mean() / (real.std(dim=0).mean() + 1e-6)
 
 
+def seen_by(view: View | None, images: Tensor, rows: Rows) -> Tensor:
+    """What a view shows of real images (N, 3, S, S): all at its resolution, or a window at a random place of each."""
+    if view is None:
+        return images
+    excess = images.shape[-1] // view.resolution
+    images = torch.nn.functional.avg_pool2d(images, excess) if excess > 1 else images
+    if not view.windowed:
+        return images
+    places = (rows.rand(2, device=torch.device("cpu")) * (images.shape[-1] - view.side + 1)).long().tolist()
+    windows = [image[:, y : y + view.side, x : x + view.side] for image, (y, x) in zip(images, places, strict=True)]
+    return torch.stack(windows).contiguous(memory_format=torch.channels_last)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one step is about. real: (N, 3, S, S) in [-1, 1]; labels: (N,) or None; z: (N, latent_dim); N is this process's share.
 
     seed: of the random numbers of the step, the same in all processes. strength: probability of each augmentation before D.
+    view: what of the images is looked at, None for all of them as they are.
     """
 
     real: Tensor
@@ -55,6 +71,12 @@ class Batch:
     z: Tensor
     seed: int
     strength: float = 0.0
+    view: View | None = None
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the whole images."""
+        return self.real.shape[-1] if self.view is None else self.view.resolution
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,7 @@ class GanStep:
     def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, processes: Processes | None = None):
         self.generator, self.discriminator, self.config = generator, discriminator, config
         self.processes, self.parts = processes or Processes(), 1
+        self.bank = Bank()
         self.opt_g = make_optimizer(generator, config.lr_g, config.betas)
         self.opt_d = make_optimizer(discriminator, config.lr_d, config.betas)
         self._learned = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -110,11 +133,14 @@ class GanStep:
         self._update(self.opt_d, self.discriminator)
         labels = None if batch.labels is None else self.processes.gather(batch.labels)
         everything = [self._together(parts) for parts in zip(*kept, strict=True)]
+        known = everything[:-2] + ([] if labels is None else [labels])
+        compared = self.bank.with_rows(batch.resolution, known)
         self._freeze(True)  # D only passes the gradient on: not computing its own saves a third of its backward pass
         advance_spectral_norms(self.discriminator)
         for part in range(self.parts):
-            sums[1] += self._generator(whole or self._look(batch, part, True), everything, labels)
+            sums[1] += self._generator(whole or self._look(batch, part, True), everything, compared, labels is not None)
         self._update(self.opt_g, self.generator)
+        self.bank.keep(batch.resolution, known)
         loss_d, loss_g, *accuracy = self.processes.total(sums).unbind()
         norms = [gradient_norm(self.discriminator), gradient_norm(self.generator)]
         return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(everything[-1], everything[-2])])
@@ -130,9 +156,9 @@ class GanStep:
         rows = Rows(len(batch.real) * world, self.processes.rank + world * part, world * self.parts)
         labels = None if batch.labels is None else batch.labels[mine]
         torch.manual_seed(batch.seed)
-        real, kinds = batch.real[mine], tuple(self.config.adaptive)
+        real, kinds = seen_by(batch.view, batch.real[mine], rows), tuple(self.config.adaptive)
         with torch.set_grad_enabled(learn):
-            fake = self.generator(batch.z[mine], labels)
+            fake = self.generator(batch.z[mine], labels, *([batch.view] if batch.view else []))
             seen = augment(real, batch.strength, kinds, rows), augment(fake, batch.strength, kinds, rows)
             with torch.no_grad():
                 real_maps = self.discriminator.look(seen[0])
@@ -179,8 +205,12 @@ class GanStep:
             total = total + config.gradient_penalty * penalty
         return total
 
-    def _generator(self, seen: Seen, everything: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Add G's gradients; its loss weighted by the part's share. everything, labels: see ``Seen.kept``, of the whole batch."""
+    def _generator(self, seen: Seen, everything: list[Tensor], compared: list[Tensor], labelled: bool) -> Tensor:
+        """Add G's gradients; its loss weighted by the part's share.
+
+        everything: see ``Seen.kept``, of the whole batch. compared: the same features and, if labelled, the labels, of the whole
+        batch and of earlier ones.
+        """
         real_logits = 0.0
         if self.config.objective == "relativistic":
             with torch.no_grad():
@@ -191,8 +221,10 @@ class GanStep:
         if self.config.perceptual:
             count = len(seen.fake_features)
             fake = [seen.rows.put(mine, all_) for mine, all_ in zip(seen.fake_features, everything[count : 2 * count], strict=True)]
-            matching = self.config.perceptual * losses.energy_distance(everything[:count], fake, labels)
+            labels = (compared[-1], compared[-1]) if labelled else None
+            matching = losses.energy_distance(compared[:count], fake, compared[count : 2 * count], labels)
             # Of the whole batch: each part and process passes on the gradient of its own images.
+            matching = self.config.perceptual * matching
             loss, told = loss + matching, (self._share - 1.0) * matching.detach()
         loss.backward()
         return loss.detach() + told

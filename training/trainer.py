@@ -16,13 +16,13 @@ from common.pictures import grid
 from common.seeding import derive_seed
 from models import build
 from models.augment import adapt
-from models.config import ModelConfig
+from models.config import ModelConfig, View
 from models.ema import ema_decay, make_ema, update_ema
 from models.layers import run_alone
 from training.config import TrainConfig
 from training.processes import Processes
 from training.sampling import Sampler, calibrate, latent, run_generator
-from training.schedule import growth, learning_rate_factor
+from training.schedule import growth, learning_rate_factor, view_of
 from training.step import STATISTICS, Batch, GanStep
 
 GRID_COLUMNS = 8
@@ -96,6 +96,7 @@ class Trainer:
             "class_counts": self.class_counts,
             "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch, "best_kid": self.best_kid},
             "strength": self.strength,
+            "bank": self.step.bank.state(),
             "verdicts": torch.stack(self._verdicts).cpu() if self._verdicts else torch.zeros(0),
             "generator": self.step.generator.state_dict(),
             "discriminator": self.step.discriminator.state_dict(),
@@ -113,6 +114,7 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.step.opt_g.load_state_dict(state["opt_g"])
             self.step.opt_d.load_state_dict(state["opt_d"])
+            self.step.bank.restore(state.get("bank", {}), self.device)
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
@@ -160,7 +162,7 @@ class Trainer:
         real = real.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(self.device, non_blocking=True) if self.model.num_classes else None
         schedule = self._schedule(count)
-        statistics = self.step(Batch(real, labels, z, seed, self.strength), **schedule)
+        statistics = self.step(Batch(real, labels, z, seed, self.strength, self._view(count)), **schedule)
         self.images += count
         self._adapt(statistics, count)
         update_ema(self.ema, self.step.generator, ema_decay(self.images, count, self.config.ema_half_life))
@@ -168,16 +170,23 @@ class Trainer:
 
     def _schedule(self, count: int) -> dict[str, float | bool]:
         """What this step of ``count`` images differs in from others."""
-        config, model = self.config, self.model
-        if model.grow_from:
-            reached = growth(self.images, model.grow_from, model.image_size, config.grow_images)
-            for network in (self.step.generator, self.step.discriminator, self.ema):
-                network.growth = reached
+        config = self.config
         return {
             "rate": learning_rate_factor(self.images, config.warmup_images, config.lr_decay, self.images_total),
             "penalise": bool(config.r1 or config.r2 or config.gradient_penalty)
             and (self.images // count) % config.penalty_every == 0,
         }
+
+    def _view(self, count: int) -> View | None:
+        """What this step of ``count`` images looks at, told to the networks as well; None for the baseline."""
+        config, model = self.config, self.model
+        if not model.grow_from:
+            return None
+        reached = growth(self.images, model.grow_from, model.image_size, config.grow_images)
+        self.step.generator.growth = self.ema.growth = reached
+        view = view_of(reached, model.seen, self.images // count, config.penalty_every)
+        self.step.discriminator.set_view(view)
+        return view
 
     def _adapt(self, statistics: Tensor, count: int) -> None:
         """Move the augmentation's strength by D's verdicts on real images, read from the device every ADAPT_STEPS steps."""

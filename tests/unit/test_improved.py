@@ -11,14 +11,15 @@ from torch.nn.functional import avg_pool2d
 
 from common.errors import UserError
 from models import build, losses
-from models.augment import KINDS, MOST, adapt, augment
-from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, improved_config
+from models.augment import KINDS, MOST, Rows, adapt, augment
+from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View, improved_config
+from training.bank import SIZE, Bank
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
 from training.processes import Processes
-from training.schedule import growth, learning_rate_factor
-from training.step import diversity
+from training.schedule import growth, learning_rate_factor, view_of
+from training.step import diversity, seen_by
 from training.step import small as small_images
 from training.trainer import Trainer
 from training.verdict import History, collapses
@@ -29,7 +30,7 @@ LABELS = torch.tensor([0, 1, 2, 0])
 def small(**changes):
     """An improved model of few maps at 64 pixels."""
     config = improved_config(64, 3, **{"discriminator": "residual"} | changes)
-    narrow = (8,) if config.discriminator == "projected" else (4, 8, 8, 8, 8)
+    narrow = (8,) if config.discriminator == "projected" else (4, 8, 8, 8, 8)[: len(config.d_channels)]
     return replace(config, g_channels=(8, 8, 8, 4), d_channels=narrow)
 
 
@@ -161,13 +162,93 @@ def test_energy_distance_asks_for_the_right_place_and_for_variety():
 
     labels = torch.arange(64) % 2
     real = batch(0.0, 1.0)
-    alike, shifted, collapsed = (losses.energy_distance(real, fake, None) for fake in (batch(0, 1), batch(2, 1), batch(0, 0.0)))
-    assert alike < shifted and alike < collapsed
+    batches = (batch(0, 1), batch(2, 1), batch(0, 0.0))
+    alike, shifted, collapsed = (losses.energy_distance(real, fake, fake) for fake in batches)
+    assert alike.abs() < 0.05 and alike < shifted and alike < collapsed
     swapped = [real[0] + 2.0 * labels[:, None]]
-    right, wrong = losses.energy_distance(swapped, swapped, labels), losses.energy_distance(swapped, swapped, 1 - labels)
-    assert right == wrong  # the labels of both sides are the batch's: a swap of names changes nothing
+    both = labels, labels
+    right = losses.energy_distance(swapped, swapped, swapped, both)
+    named = losses.energy_distance(swapped, swapped, swapped, (1 - labels, 1 - labels))
+    assert right == named  # a swap of names on both sides changes nothing
     mixed = [swapped[0].flip(0)]
-    assert losses.energy_distance(swapped, mixed, labels) > right
+    assert losses.energy_distance(swapped, mixed, mixed, both) > right
+
+
+def test_the_gradient_of_the_energy_distance_is_that_of_the_whole_sum():
+    real, fake = torch.randn(5, 4), torch.randn(3, 4, requires_grad=True)
+    (ours,) = torch.autograd.grad(losses.energy_distance([real], [fake], [fake]), fake)
+    scale = real.square().mean().sqrt() + 1e-8
+
+    def mean(a, b, count):
+        return ((a[:, None] - b[None]) / scale).square().mean(dim=2).add(1e-6).sqrt().sum() / count
+
+    (whole,) = torch.autograd.grad(2 * mean(fake, real, 15) - mean(fake, fake, 6), fake)
+    assert torch.allclose(ours, whole, atol=1e-6)
+
+
+def test_the_bank_keeps_the_newest_images_of_the_last_resolutions():
+    bank = Bank()
+    rows = [torch.arange(8.0)[:, None], torch.arange(8)]
+    assert bank.with_rows(64, rows)[0] is rows[0]
+    for _ in range(SIZE // 8 + 3):
+        bank.keep(64, rows)
+    bank.keep(128, [rows[0] + 100, rows[1]])
+    joined = bank.with_rows(64, [rows[0] - 50, rows[1]])
+    assert [len(item) for item in joined] == [SIZE + 8, SIZE + 8] and joined[0][0] == -50
+    again = Bank()
+    again.restore(torch.load(_stored(bank.state()), weights_only=True), torch.device("cpu"))
+    assert torch.equal(again.with_rows(64, rows)[0], bank.with_rows(64, rows)[0])
+    assert len(again.with_rows(128, rows)[0]) == 16
+    bank.keep(256, rows)
+    assert len(bank.with_rows(64, rows)[0]) == 8 and len(bank.with_rows(128, rows)[0]) == 16
+
+
+def test_a_window_is_a_part_of_the_whole_image():
+    config = small(window=32)
+    generator, _ = build(config)
+    generator.levels[1].attention.weight.data.fill_(0.5)
+    z = torch.randn(2, config.latent_dim)
+    z[:, -2:] = 0.0  # shown from the middle of the canvas
+    for growth_ in (6.0, 5.5):
+        generator.growth = growth_
+        window = generator(z, LABELS[:2], View(growth_, windowed=True))
+        assert torch.allclose(window, generator(z, LABELS[:2])[..., 16:48, 16:48], atol=1e-5)
+    assert generator(z, LABELS[:2], View(5.0)).shape == (2, 3, 32, 32)
+
+
+def test_large_images_are_seen_in_turn_as_windows_and_whole():
+    assert view_of(5.5, 64, 0, 8) == View(5.5) and View(5.5).side == 64
+    turns = [view_of(7.5, 128, step, 8) for step in range(32)]
+    assert set(turns) == {View(7.5, windowed=True), View(7.0)} and {view.side for view in turns} == {128}
+    assert sum(view.windowed for view in turns) == 16
+    assert {view.windowed for view in turns[::8]} == {True, False}  # both are penalised
+
+
+def test_real_windows_lie_anywhere_and_are_the_same_however_the_batch_is_divided():
+    images = torch.arange(64.0 * 64).reshape(1, 1, 64, 64).repeat(16, 3, 1, 1)
+    torch.manual_seed(1)
+    whole = seen_by(View(6.0, windowed=True), images, Rows(16))
+    torch.manual_seed(1)
+    half = seen_by(View(6.0, windowed=True), images[1::2], Rows(16, 1, 2))
+    assert whole.shape == (16, 3, 32, 32) and torch.equal(whole[1::2], half)
+    corners = whole[:, 0, 0, 0]
+    assert len(set((corners % 64).tolist())) > 8 and len(set((corners // 64).tolist())) > 8
+    assert torch.equal(seen_by(View(5.0), images, Rows(16)), avg_pool2d(images, 2))
+
+
+def test_discriminators_tell_windows_from_whole_images():
+    for classes, labels in ((3, LABELS), (0, None)):
+        config = replace(improved_config(64, classes, window=32, discriminator="residual"), d_channels=(4, 8, 8, 8))
+        _, discriminator = build(config)
+        images = torch.rand(4, 3, 32, 32)
+        discriminator.set_view(View(6.0, windowed=True))
+        window = discriminator.judge(discriminator.look(images), labels)
+        discriminator.set_view(View(5.0))
+        whole = discriminator.judge(discriminator.look(images), labels)
+        assert not torch.allclose(window, whole)
+        assert discriminator(torch.rand(4, 3, 64, 64), labels).shape == (4, 1)  # whole images at any size, halved
+    with pytest.raises(UserError, match="window 64 is less than half of image_size 256"):
+        improved_config(256, 3, window=64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,10 +300,10 @@ def test_the_stages_of_a_dry_run_cover_the_run():
     assert stages(run) == [(0, 10_000)]
 
 
-def trainer(objective="hinge", discriminator="residual", **changes):
+def trainer(objective="hinge", discriminator="residual", window=None, **changes):
     settings = training_defaults("improved", objective) | {"objective": objective, "batch_size": 4, "penalty_every": 2}
     config = TrainConfig("", "label", epochs=1, **settings | changes)
-    model = small(discriminator=discriminator, grow_from=32)
+    model = small(discriminator=discriminator, grow_from=32, window=window)
     return Trainer(model, config, list("abc"), [9, 9, 9], 10_000, torch.device("cpu"))
 
 
@@ -237,16 +318,16 @@ def test_every_objective_takes_steps_with_every_discriminator(objective, discrim
     assert sum(changed) > len(changed) / 2
 
 
-@pytest.mark.parametrize("discriminator", ["residual", "projected"])
-def test_a_restored_run_goes_on_bit_for_bit(discriminator):
+@pytest.mark.parametrize(("discriminator", "window"), [("residual", 32), ("projected", None)])
+def test_a_restored_run_goes_on_bit_for_bit(discriminator, window):
     batches = [torch.rand(4, 3, 64, 64) * 2 - 1 for _ in range(5)]
-    whole = trainer(discriminator=discriminator, grow_images=4)
+    whole = trainer(discriminator=discriminator, window=window, grow_images=4)
     whole.strength = 0.4
     for batch in batches[:3]:
         whole.train_on(batch, LABELS)
     state = whole.state()
     state = {name: (value.copy() if isinstance(value, dict) else value) for name, value in state.items()}
-    again = trainer(discriminator=discriminator, grow_images=4)
+    again = trainer(discriminator=discriminator, window=window, grow_images=4)
     again.restore(torch.load(_stored(state), weights_only=True))
     for batch in batches[3:]:
         assert torch.equal(whole.train_on(batch, LABELS), again.train_on(batch, LABELS))
@@ -258,12 +339,13 @@ def test_a_restored_run_goes_on_bit_for_bit(discriminator):
 
 @pytest.mark.parametrize(("objective", "discriminator"), [("relativistic", "projected"), ("wgan", "residual")])
 def test_a_batch_in_parts_is_the_same_step(discriminator, objective, double):
-    runs = [trainer(objective, discriminator, batch_size=16, warmup_images=0, adaptive=list(KINDS)) for _ in range(2)]
+    same = {"batch_size": 16, "warmup_images": 0, "adaptive": list(KINDS), "grow_images": 4, "window": 32}
+    runs = [trainer(objective, discriminator, **same) for _ in range(2)]
     runs[1].divide()
     runs[1].divide()
     assert runs[1].step.parts == 4 and not runs[1].divide()
     labels = torch.arange(16) % 3
-    for step in range(2):
+    for step in range(3):
         batch = torch.nn.functional.avg_pool2d(torch.rand(16, 3, 64, 64), 5, 1, 2) * 2 - 1
         for run in runs:
             run.strength = 0.5
