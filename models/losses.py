@@ -72,28 +72,23 @@ def _gradient(judge: nn.Module, maps: list[Tensor], labels: Tensor | None) -> Te
     return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 
-def energy_distance(
-    real: list[Tensor], fake: list[Tensor], others: list[Tensor], labels: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """Feature matching: how far generated images are from real ones as distributions; its gradient teaches the generator.
+def energy_distance(real: list[Tensor], fake: list[Tensor], labels: Tensor | None) -> Tensor:
+    """Feature matching: how far two batches are apart as distributions of feature statistics; its gradient teaches the generator.
 
-    real (M, 2C), fake (N, 2C), others (K, 2C): ``statistics`` of the maps of one frozen network, fine to coarse, one tensor each.
-    others: generated images, first those of ``fake`` themselves. labels: of the real ones (M,) and of others (K,), where there are
-    labels. The energy distance (Szekely and Rizzo 2013; for GANs Bellemare et al., "The Cramer distance", 2017) draws fakes
-    towards the real ones and drives fakes apart, so that unlike a difference of means it rewards variety. With labels, images of
-    different classes count as further apart, and each class is matched by itself. As only ``fake`` passes a gradient on, the
-    term between generated images counts twice, and that between real ones, which no generator can change, not at all: the
-    gradient is the energy distance's, the value is about 0 where both distributions are one. Sum over the maps.
+    real, fake: ``statistics`` (N, 2C) of feature maps of one frozen network, fine to coarse. The energy distance (Szekely and Rizzo
+    2013; for GANs Bellemare et al., "The Cramer distance", 2017) draws fakes towards the real ones and drives fakes apart, so that
+    unlike a difference of means it rewards variety. With labels, images of different classes count as further apart, and each
+    class is matched by itself. Without the term between real images, which no generator can change. Sum over the maps.
     """
     total = real[0].new_zeros(())
-    for a, b, c in zip(real, fake, others, strict=True):
+    for a, b in zip(real, fake, strict=True):
         scale = a.square().mean().sqrt().detach() + 1e-8
-        a, b, c = a.detach() / scale, b / scale, c.detach() / scale
-        mine = None if labels is None else labels[1][: len(b)]
-        across = _distances(b, a, mine, labels and labels[0])
-        within = _distances(b, c, mine, labels and labels[1])
-        total = total + across.mean() - within.sum() / (len(b) * max(1, len(c) - 1))
-    return 2.0 * total
+        a, b = a.detach() / scale, b / scale
+        across = _distances(b, a, labels)
+        within = _distances(b, b, labels)
+        count = len(b)
+        total = total + 2.0 * across.mean() - within.sum() / (count * max(1, count - 1))
+    return total
 
 
 def precise(values: Tensor) -> Tensor:
@@ -107,9 +102,8 @@ def statistics(maps: Tensor) -> Tensor:
     return torch.cat([maps.mean(dim=(2, 3)), maps.var(dim=(2, 3), unbiased=False).add(1e-6).sqrt()], dim=1)
 
 
-def _distances(a: Tensor, b: Tensor, labels_a: Tensor | None, labels_b: Tensor | None) -> Tensor:
-    """(N, M) from rows (N, D) and (M, D)."""
+def _distances(a: Tensor, b: Tensor, labels: Tensor | None) -> Tensor:
     squared = (a[:, None] - b[None]).square().mean(dim=2)
-    if labels_a is not None:
-        squared = squared + (labels_a[:, None] != labels_b[None]).to(squared.dtype)
+    if labels is not None:
+        squared = squared + (labels[:, None] != labels[None]).to(squared.dtype)
     return squared.add(1e-6).sqrt()

@@ -17,7 +17,6 @@ from models.augment import Rows, augment
 from models.config import View
 from models.features import Lite0
 from models.layers import advance_spectral_norms
-from training.bank import Bank
 from training.config import TrainConfig
 from training.processes import Processes
 
@@ -73,11 +72,6 @@ class Batch:
     strength: float = 0.0
     view: View | None = None
 
-    @property
-    def resolution(self) -> int:
-        """Side in pixels of the whole images."""
-        return self.real.shape[-1] if self.view is None else self.view.resolution
-
 
 @dataclass(frozen=True)
 class Seen:
@@ -105,7 +99,6 @@ class GanStep:
     def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, processes: Processes | None = None):
         self.generator, self.discriminator, self.config = generator, discriminator, config
         self.processes, self.parts = processes or Processes(), 1
-        self.bank = Bank()
         self.opt_g = make_optimizer(generator, config.lr_g, config.betas)
         self.opt_d = make_optimizer(discriminator, config.lr_d, config.betas)
         self._learned = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -133,14 +126,11 @@ class GanStep:
         self._update(self.opt_d, self.discriminator)
         labels = None if batch.labels is None else self.processes.gather(batch.labels)
         everything = [self._together(parts) for parts in zip(*kept, strict=True)]
-        known = everything[:-2] + ([] if labels is None else [labels])
-        compared = self.bank.with_rows(batch.resolution, known)
         self._freeze(True)  # D only passes the gradient on: not computing its own saves a third of its backward pass
         advance_spectral_norms(self.discriminator)
         for part in range(self.parts):
-            sums[1] += self._generator(whole or self._look(batch, part, True), everything, compared, labels is not None)
+            sums[1] += self._generator(whole or self._look(batch, part, True), everything, labels)
         self._update(self.opt_g, self.generator)
-        self.bank.keep(batch.resolution, known)
         loss_d, loss_g, *accuracy = self.processes.total(sums).unbind()
         norms = [gradient_norm(self.discriminator), gradient_norm(self.generator)]
         return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(everything[-1], everything[-2])])
@@ -205,12 +195,8 @@ class GanStep:
             total = total + config.gradient_penalty * penalty
         return total
 
-    def _generator(self, seen: Seen, everything: list[Tensor], compared: list[Tensor], labelled: bool) -> Tensor:
-        """Add G's gradients; its loss weighted by the part's share.
-
-        everything: see ``Seen.kept``, of the whole batch. compared: the same features and, if labelled, the labels, of the whole
-        batch and of earlier ones.
-        """
+    def _generator(self, seen: Seen, everything: list[Tensor], labels: Tensor | None) -> Tensor:
+        """Add G's gradients; its loss weighted by the part's share. everything, labels: see ``Seen.kept``, of the whole batch."""
         real_logits = 0.0
         if self.config.objective == "relativistic":
             with torch.no_grad():
@@ -221,10 +207,8 @@ class GanStep:
         if self.config.perceptual:
             count = len(seen.fake_features)
             fake = [seen.rows.put(mine, all_) for mine, all_ in zip(seen.fake_features, everything[count : 2 * count], strict=True)]
-            labels = (compared[-1], compared[-1]) if labelled else None
-            matching = losses.energy_distance(compared[:count], fake, compared[count : 2 * count], labels)
+            matching = self.config.perceptual * losses.energy_distance(everything[:count], fake, labels)
             # Of the whole batch: each part and process passes on the gradient of its own images.
-            matching = self.config.perceptual * matching
             loss, told = loss + matching, (self._share - 1.0) * matching.detach()
         loss.backward()
         return loss.detach() + told

@@ -96,7 +96,6 @@ class Trainer:
             "class_counts": self.class_counts,
             "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch, "best_kid": self.best_kid},
             "strength": self.strength,
-            "bank": self.step.bank.state(),
             "verdicts": torch.stack(self._verdicts).cpu() if self._verdicts else torch.zeros(0),
             "generator": self.step.generator.state_dict(),
             "discriminator": self.step.discriminator.state_dict(),
@@ -114,7 +113,6 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.step.opt_g.load_state_dict(state["opt_g"])
             self.step.opt_d.load_state_dict(state["opt_d"])
-            self.step.bank.restore(state.get("bank", {}), self.device)
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
