@@ -22,7 +22,7 @@ from common import cli
 from common.errors import UserError
 from common.progress import say
 from common.weights import INSTALL
-from data.dataset import PatchFile, class_of, content_of, decode, list_patches
+from data.dataset import PatchFile, class_of, condition_of, content_of, decode, list_patches
 from data.holdout import slide_of, train_and_held_out
 from metrics.copies import SIDE, Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
@@ -88,7 +88,7 @@ def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
     sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
     made = [] if sampler else list_patches(args.images)
     names = sampler.labels if sampler else {file.label for file in made}
-    condition = "isup" if any(name.startswith("isup") for name in names) else "label"
+    condition = condition_of(names)
     size = min(sampler.image_size if sampler else side_of(args.images, made), side_of(args.patches, train))
     read, names = reader(args.patches), np.array([file.path for file in train])
     gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")

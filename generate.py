@@ -84,7 +84,7 @@ def labels_of(sampler: Sampler, label: str | None) -> list[str]:
     if label is not None:
         sampler.number(label)  # an unknown label is an error that lists the known ones
         return [label]
-    return [name for name in sampler.labels if name not in {"unlabelled", "unknown"}] or [""]
+    return [name for name in sampler.labels if name.partition("-")[0] not in {"unlabelled", "unknown"}] or [""]
 
 
 def write_images(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,11 @@ from common.seeding import derive_seed
 from data import manifest, shards
 from data.augment import Augmentation
 from data.order import Draw
-from data.panda import LABELS
+from data.panda import LABELS, PROVIDERS
 from data.stain import fit_normalizer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-CONDITIONS = ("none", "label", "isup")
+CONDITIONS = ("none", "label", "isup", "label+provider", "isup+provider")
 MAX_CACHE_BYTES = 16 * 2**30
 MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
 MAX_BAD_SHARE = 0.05
@@ -75,12 +75,22 @@ def _without_manifest(path: Path) -> PatchFile:
 
 
 def class_of(file: PatchFile, condition: str) -> str:
-    """Name of the class that a patch belongs to under ``condition``; "" when unconditional. isup: "isup0" .. "isup5"."""
-    if condition == "label":
-        return file.label
-    if condition == "isup":
-        return "unknown" if file.isup_grade is None else f"isup{file.isup_grade}"
-    return ""
+    """Name of the class that a patch belongs to under ``condition``; "" when unconditional.
+
+    label: "gleason4"; isup: "isup0" .. "isup5", "unknown"; with the provider, where it is known: "gleason4-radboud".
+    """
+    what, _, provider = condition.partition("+")
+    if what == "none":
+        return ""
+    name = file.label if what == "label" else "unknown" if file.isup_grade is None else f"isup{file.isup_grade}"
+    return f"{name}-{file.data_provider}" if provider and file.data_provider else name
+
+
+def condition_of(names: Iterable[str]) -> str:
+    """The condition under which classes have such names."""
+    names = list(names)
+    what = "isup" if any(name.startswith("isup") for name in names) else "label"
+    return what + ("+provider" if any(name.endswith(tuple(f"-{provider}" for provider in PROVIDERS)) for name in names) else "")
 
 
 def class_names(files: Sequence[PatchFile], condition: str) -> list[str]:
@@ -91,7 +101,8 @@ def class_names(files: Sequence[PatchFile], condition: str) -> list[str]:
     if condition == "none":
         return []
     known = {label: rank for rank, label in enumerate(LABELS)}
-    names = sorted({class_of(file, condition) for file in files}, key=lambda name: (known.get(name, len(known)), name))
+    names = {class_of(file, condition) for file in files}
+    names = sorted(names, key=lambda name: (known.get(name.partition("-")[0], len(known)), name))
     if len(names) < 2:
         raise UserError(f"--condition {condition} needs patches of at least two classes, found only {names}; use --condition none")
     return names
@@ -215,7 +226,7 @@ class PatchDataset(Dataset):
 
     def groups(self) -> list[Hashable]:
         """What the order balances over, a key for each patch: label (or grade) and provider."""
-        by_label = self.condition == "label"
+        by_label = self.condition.startswith("label")
         return [(file.label if by_label else file.isup_grade, file.data_provider) for file in self.files]
 
     def class_counts(self) -> list[int]:

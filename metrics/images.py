@@ -47,7 +47,7 @@ def image_set(images: np.ndarray, labels: Sequence[str] | None = None, names: Se
 
 def known(label: str) -> str:
     """The label, or "" where it says that there is none."""
-    return "" if label in {"unlabelled", "unknown"} else label
+    return "" if label.partition("-")[0] in {"unlabelled", "unknown"} else label  # a provider may follow
 
 
 def draw_set(

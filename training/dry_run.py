@@ -46,16 +46,17 @@ def stages(trainer: Trainer) -> list[tuple[int, int]]:
 
 
 def _rate(trainer: Trainer, batches: Iterator[tuple[Tensor, Tensor]], images: int) -> float:
-    """Images per second of a few steps as they are at ``images`` images seen."""
+    """Images per second of the steps from ``images`` images seen on: whole turns of windows, whole images and penalties."""
     trainer.images = images + 1
-    _step(trainer, batches)  # a new resolution's first step pays for warming up
+    _step(trainer, batches)  # a new resolution's first steps pay for warming up
+    _step(trainer, batches)
     begun, count = time.monotonic(), 0
-    while count == 0 or time.monotonic() - begun < SECONDS:
-        trainer.images = images + 1
-        done = _step(trainer, batches)
+    while time.monotonic() - begun < SECONDS:
+        for _ in range(trainer.config.penalty_every):
+            done = _step(trainer, batches)
+            count += done
         if not done:
             break
-        count += done
     return max(count, 1) / (time.monotonic() - begun)
 
 

@@ -65,7 +65,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     model.add_argument("--model", choices=MODELS, help="architecture; default improved")
     model.add_argument("--image_size", type=int, choices=(64, 128, 256), help="side of the images in pixels; default 256")
     model.add_argument(
-        "--condition", choices=("none", "label", "isup"), help="what the images depend on; default label where there are labels"
+        "--condition",
+        choices=("none", "label", "isup", "label+provider", "isup+provider"),
+        help="what the images depend on; default label where there are labels; with +provider the hospital too",
     )
     _improved(parser.add_argument_group("the improved model"))
     _training(parser.add_argument_group("training"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.errors import UserError
 from data.augment import Augmentation
-from data.dataset import PatchDataset, decode, list_patches
+from data.dataset import CONDITIONS, PatchDataset, PatchFile, class_of, condition_of, decode, list_patches
 from data.manifest import Patch, write_manifest
 from data.order import Draw
 
@@ -59,6 +59,18 @@ def test_pixels_are_those_of_the_file(folder):
 def test_isup_and_unknown_classes(folder):
     with pytest.raises(UserError, match="at least two classes"):
         PatchDataset(folder, SIZE, "isup")
+
+
+def test_the_provider_may_be_a_second_condition(folder):
+    dataset = PatchDataset(folder, SIZE, "label+provider")
+    assert dataset.classes == [f"{label}-{name}" for label in ("benign", "gleason4") for name in ("karolinska", "radboud")]
+    assert all(file.data_provider in dataset.classes[dataset.label(index)] for index, file in enumerate(dataset.files))
+    assert PatchDataset(folder, SIZE, "isup+provider").classes == ["isup4-karolinska", "isup4-radboud"]
+    for condition in CONDITIONS[1:]:
+        files = dataset.files
+        assert condition_of(class_of(file, condition) for file in files) == condition
+    alone = PatchFile("a.png", "benign", "", None, "train")
+    assert class_of(alone, "label+provider") == "benign" and class_of(alone, "isup+provider") == "unknown"
 
 
 def test_label_folders_and_plain_folders_need_no_manifest(tmp_path):
