@@ -29,6 +29,7 @@ SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 MAX_WORKER_DEATHS = 10
+HELD_OUT_A_LINE = 32  # patches: below one percent of the time between two lines
 
 
 class DeadWorkerError(Exception):
@@ -257,7 +258,7 @@ class Run:
         trainer, means = self.trainer, self.meter.read()
         left = (trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
         row = {"epoch": trainer.epoch, "res": trainer.resolution} | means
-        row["augment"] = trainer.strength
+        row |= self._held_out_accuracy() | {"augment": trainer.strength}
         row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
         self.log.line(self._as_text(row))
         self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)
@@ -265,8 +266,15 @@ class Run:
         if not np.isfinite(means["loss_d"] + means["loss_g"]):
             raise DivergedError(f"a loss is not finite (loss_d {means['loss_d']:g}, loss_g {means['loss_g']:g})")
 
+    def _held_out_accuracy(self) -> dict[str, float]:
+        """Share of some held-out patches, others each time, that D takes for real; {} where there are none."""
+        if self.held_out is None:
+            return {}
+        places = (self.trainer.images + torch.arange(HELD_OUT_A_LINE)) % len(self.held_out.images)
+        return {"acc_held_out": self.trainer.share_judged_real(self.held_out.images[places], self.held_out.labels[places])}
+
     def _as_text(self, row: dict[str, float]) -> str:
-        numbers = " ".join(f"{name} {row[name]:.3f}" for name in STATISTICS)
+        numbers = " ".join(f"{name} {row[name]:.3f}" for name in (*STATISTICS, "acc_held_out") if name in row)
         return (
             f"epoch {row['epoch']:.2f}/{self.trainer.config.epochs} images {self.trainer.images} res {row['res']} {numbers} "
             f"augment {row['augment']:.2f} img/s {row['img_s']:.1f} wait {100 * row['wait']:.1f}% mem {row['mem_mb']}MB "

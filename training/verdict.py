@@ -61,7 +61,8 @@ def values(rows: list[dict], name: str) -> list[float]:
 
 def history(rows: list[dict]) -> History:
     """Sort the rows of metrics.jsonl into log lines and evaluations."""
-    return History([row for row in rows if "loss_d" in row], [row for row in rows if "acc_held_out" in row or "kid" in row])
+    lines = [row for row in rows if "loss_d" in row]
+    return History(lines, [row for row in rows if "loss_d" not in row and ("acc_held_out" in row or "kid" in row)])
 
 
 # -- warnings

@@ -198,6 +198,8 @@ def test_scores_during_training_change_nothing_and_keep_the_best(patches, finish
     scored = [row for row in rows if "kid" in row]
     assert [row["epoch"] for row in scored] == [2, 4]
     assert {"kid_se", "precision", "recall", "acc_held_out"} <= set(scored[0])
+    assert all(0 <= row["acc_held_out"] <= 1 for row in rows)  # in the lines between, too
+    assert " acc_held_out " in (tmp_path / "logs/train.log").read_text()
     best = checkpoint.load(tmp_path / "checkpoints" / "best.pt")["progress"]
     assert best["best_kid"] == pytest.approx(min(row["kid"] for row in scored), abs=1e-6)
     whole, watched = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (finished, tmp_path))

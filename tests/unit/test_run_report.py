@@ -52,7 +52,7 @@ FALLING, FLAT = (0.5, 0.4, 0.3, 0.2), (0.201, 0.2, 0.202, 0.2, 0.199)
 
 
 def test_rows_are_sorted_into_lines_and_evaluations():
-    run = history([*lines(2), *scores(0.5), {"images": 1, "epoch": 0.0}])
+    run = history([*lines(2, acc_held_out=0.7), *scores(0.5), {"images": 1, "epoch": 0.0}])
     assert len(run.lines) == 2 and len(run.scores) == 1
 
 
