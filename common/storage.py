@@ -11,19 +11,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import re
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock, Timeout
+
 from common.errors import UserError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
-_SCRATCH = f"slides-on-their-way-{platform.node() or 'here'}-"
+_SCRATCH = "slides-on-their-way-"
 
 
 class MissingError(UserError):
@@ -184,29 +186,33 @@ def deliver(file: Path, target: Place) -> None:
 def scratch() -> Iterator[Path]:
     """A folder for files on their way, in the system's temporary folder (TMPDIR names another), gone when the block ends.
 
-    Those that killed processes of this machine have left behind are removed first.
+    Those that killed processes have left behind are removed first.
     """
     sweep()
-    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    folder = Path(tempfile.gettempdir(), f"{_SCRATCH}{uuid.uuid4().hex}")
+    with FileLock(_owner(folder)):  # before there is a folder: one without an owner is swept
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            _discard(folder)
 
 
 def sweep() -> None:
-    """Remove the scratch folders of processes that are no more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        owner = folder.name.removeprefix(_SCRATCH).split("-")[0]
-        if owner.isdecimal() and not _alive(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove the scratch folders whose process is no more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}{'?' * 32}"):
+        with contextlib.suppress(Timeout, OSError), FileLock(_owner(folder), timeout=0):  # a process that dies lets go of its lock
+            _discard(folder)
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _owner(folder: Path) -> Path:
+    """The lock that the process holds to which a scratch folder belongs."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _owner(folder).unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------------------------------------------------------- fsspec

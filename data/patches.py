@@ -186,7 +186,7 @@ def claim_folder(settings: ExtractSettings, output: Output) -> None:
         output.here.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_same(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
-        elif manifest.NAME in files_in(folder) or any((output.here / name).exists() or output.files(name) for name in LABELS):
+        elif {manifest.NAME, *LABELS} & {name.split("/")[0] for name in files_in(folder, below=True)}:
             raise UserError(f"{folder} holds patches but no {SETTINGS_NAME}; use another --output_dir")
         write_text(
             path,
@@ -238,7 +238,7 @@ class Run:
             known = self.journal.known(slide_id)
             if known.scan and known.fingerprint != _fingerprints(job) and fingerprint(job.path):
                 known.scan, known.cuts, known.next_index = None, [], 0
-        present = {f"{label}/{name}" for label in LABELS for name, file in self.output.files(label).items() if size_of(file)}
+        present = {name for name, file in self.output.pictures().items() if size_of(file)}
         for slide_id, known in self.journal.slides.items():
             if any(self._path(slide_id, item) not in present for item in known.cuts):
                 known.cuts, known.next_index, known.rejected = [], 0, {}
@@ -391,9 +391,7 @@ class Run:
         """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed."""
         rows = {patch.path for patch in self._patches(whole_journal=True)}
         stems = {file_stem(slide_id): self.journal.known(slide_id) for slide_id in self.journal.slides}
-        for label in LABELS:
-            files = self.output.files(label)
-            remove([file for name, file in files.items() if f"{label}/{name}" not in rows and _is_ours(name, stems)])
+        remove([file for name, file in self.output.pictures().items() if name not in rows and _is_ours(file.name, stems)])
 
     def _summarise(self) -> None:
         rejected: Counter = Counter()

@@ -22,6 +22,7 @@ from data import cutting, manifest
 from data.cutting import Candidate, Cut, Cutting, Failure, Job, Scan
 from data.journal import NAME as JOURNAL
 from data.manifest import Patch
+from data.panda import LABELS
 
 SETTINGS_NAME = "extract.json"
 FAILED_NAME = "failed_slides.csv"
@@ -52,10 +53,11 @@ class Output:
                 return
             self.publish()
 
-    def files(self, label: str) -> dict[str, Place]:
-        """The files of a label's folder by name."""
-        found = storage.files_in(self.folder / label)
-        return {name: file for name, file in found.items() if isinstance(file, Remote) or file.is_file()}
+    def pictures(self) -> dict[str, Place]:
+        """The files in the folders of labels, as ``LABEL/NAME``."""
+        found = {name: file for name, file in storage.files_in(self.folder, below=True).items() if name.count("/") == 1}
+        ours = {name: file for name, file in found.items() if name.split("/")[0] in LABELS}
+        return {name: file for name, file in ours.items() if isinstance(file, Remote) or file.is_file()}
 
     def due(self) -> bool:
         """Whether to publish again: every 15 seconds, less often where that would take more than 5 % of the time."""

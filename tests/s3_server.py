@@ -6,24 +6,25 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+import requests
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
 BUCKET = "tissue"
 
 
-class _Silent(WSGIRequestHandler):
+class _Silent(MotoRequestHandler):
     def log(self, *_) -> None:
         pass
 
 
 class S3Server:
-    """requests: (method, path, query) of everything that was asked. failures: how many of the coming requests are answered 503."""
+    """requests: "METHOD /path?query" of everything that was asked. busy: how many of the next requests are answered "slow down".
+    breaks: after how many bytes the next answers to GETs of objects break off."""
 
     def __init__(self):
-        self.requests: list[tuple[str, str, str]] = []
-        self.failures, self.broken = 0, 0
+        self.requests: list[str] = []
+        self.busy, self.breaks = 0, []
         self._lock = threading.Lock()
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Silent)
@@ -35,22 +36,30 @@ class S3Server:
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:
+            requests.put(f"{self.url}/{BUCKET}", timeout=10)
             yield self
         finally:
             self._server.shutdown()
             thread.join()
             self._server.server_close()
 
+    def only_known_people(self, answer: bool) -> None:
+        """Refuse (or no longer refuse) keys that nobody was given, as all are here."""
+        requests.post(f"{self.url}/moto-api/reset-auth", data=b"0" if answer else b"inf", timeout=10)
+
+    def asked(self, what: str) -> list[str]:
+        """The requests so far that hold ``what``."""
+        return [request for request in self.requests if what in request]
+
     def _answer(self, environ, start_response):
+        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}"
         with self._lock:
-            self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]))
-            fails = self.failures > 0
-            self.failures -= fails
-        if fails:
+            self.requests.append(request)
+            busy = self.busy > 0 and not request.startswith("POST /moto")
+            self.busy -= busy
+            breaks = self.breaks.pop() if self.breaks and request.startswith("GET") and request.endswith("?") else None
+        if busy:
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
-        return self._moto(environ, start_response)
-
-    def listings(self) -> list[str]:
-        """Queries of the listings that were asked for."""
-        return [query for _, _, query in self.requests if "list-type=2" in query]
+        answer = self._moto(environ, start_response)
+        return answer if breaks is None else [b"".join(answer)[:breaks]]
