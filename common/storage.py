@@ -103,7 +103,7 @@ def files_in(folder: Place, below: bool = False) -> dict[str, Place]:
     """
     if isinstance(folder, Path):
         found = (folder.rglob("*") if below else folder.iterdir()) if folder.is_dir() else ()
-        return dict(sorted((path.relative_to(folder).as_posix(), path) for path in found))
+        return dict(sorted((path.relative_to(folder).as_posix() if below else path.name, path) for path in found))
     with _in_one_sentence(folder):
         files, root = _filesystem(folder)
         try:

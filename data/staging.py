@@ -55,9 +55,11 @@ class Output:
 
     def pictures(self) -> dict[str, Place]:
         """The files in the folders of labels, as ``LABEL/NAME``."""
-        found = {name: file for name, file in storage.files_in(self.folder, below=True).items() if name.count("/") == 1}
-        ours = {name: file for name, file in found.items() if name.split("/")[0] in LABELS}
-        return {name: file for name, file in ours.items() if isinstance(file, Remote) or file.is_file()}
+        if isinstance(self.folder, Path):
+            by_label = {label: storage.files_in(self.folder / label) for label in LABELS}
+            return {f"{label}/{name}": file for label, files in by_label.items() for name, file in files.items() if file.is_file()}
+        found = storage.files_in(self.folder, below=True)  # one listing, and not one a label
+        return {name: file for name, file in found.items() if name.count("/") == 1 and name.split("/")[0] in LABELS}
 
     def due(self) -> bool:
         """Whether to publish again: every 15 seconds, less often where that would take more than 5 % of the time."""
