@@ -90,7 +90,7 @@ def report(settings: ExtractSettings, result: ExtractResult) -> int:
     rate = f" ({result.made / result.seconds:.0f} patches/s)" if result.made else ""
     say(f"{len(result.patches)} patches from {result.slides} slides in {settings.output_dir}")
     say(f"{result.made} made now in {result.seconds:.1f} s{rate}; pictures in {overlay_folder(settings.output_dir)}")
-    say("next: python check_data.py")
+    say(f"next: python check_data.py --patches {settings.output_dir}")
     if result.failed:
         failed = settings.output_dir / FAILED_NAME
         say(f"error: {len(result.failed)} slide(s) could not be read, see {failed}; mend them and start again")

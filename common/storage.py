@@ -110,7 +110,7 @@ def files_in(folder: Place, below: bool = False) -> dict[str, Place]:
             entries = files.find(root, detail=True).values() if below else files.ls(root, detail=True)
         except FileNotFoundError:
             return {}
-    names = ((entry["name"].removeprefix(root.rstrip("/")).lstrip("/"), entry) for entry in entries if entry["type"] == "file")
+    names = ((entry["name"].removeprefix(root.rstrip("/")).lstrip("/"), entry) for entry in entries if entry["type"] != "directory")
     return {name: Remote(f"{folder}/{name}", entry["size"], _version(entry)) for name, entry in sorted(names, key=str) if name}
 
 
@@ -130,7 +130,7 @@ def fetch(files: Mapping[Remote, Path]) -> None:
     for folder in {target.parent for target in files.values()}:
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _in_one_sentence(any_of_them):
+        with _in_one_sentence(any_of_them, len(files)):
             system, _ = _filesystem(any_of_them)
             system.get([_path(source) for source in coming], [str(path) for path in coming.values()])
         for source, path in coming.items():
@@ -146,7 +146,7 @@ def store(files: Mapping[Path, Remote]) -> None:
     """Copy files of this machine to one file system, many at a time. On an object store each appears whole or not at all."""
     if files:
         any_of_them = next(iter(files.values()))
-        with _in_one_sentence(any_of_them):
+        with _in_one_sentence(any_of_them, len(files)):
             system, _ = _filesystem(any_of_them)
             system.put([str(source) for source in files], [_path(target) for target in files.values()])
 
@@ -238,12 +238,13 @@ def _path(remote: Remote) -> str:
 
 
 @contextlib.contextmanager
-def _in_one_sentence(remote: Remote) -> Iterator[None]:
-    """What the packages raise when they have given up, as one sentence with the way out."""
+def _in_one_sentence(remote: Remote, files: int = 1) -> Iterator[None]:
+    """What the packages raise when they have given up on ``remote`` or others with it, as one sentence with the way out."""
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingError(f"{remote} is not there ({_text(error)}); check the names of bucket and folder") from error
+        which = f"{remote} is" if files == 1 else f"{remote}, or one of {files - 1} other file(s) that belong to it, is"
+        raise MissingError(f"{which} not there ({_text(error)}); check the names of bucket and folder") from error
     except _failures() as error:
         if isinstance(error, PermissionError) or "credential" in str(error).lower():
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of someone who may" if _is_s3(remote) else "log in"

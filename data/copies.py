@@ -81,7 +81,7 @@ def _arriving(wanted: list[str], there: Mapping[str, Remote], here: Path) -> Ite
 
 def _batches(names: list[str], there: Mapping[str, Remote]) -> Iterator[list[str]]:
     """The first alone, which may be the index that says what to expect of the others."""
-    batch, size = [], BYTES_TOGETHER
+    batch, size = [], BYTES_TOGETHER  # as good as full
     for name in names:
         if batch and (len(batch) == FILES_TOGETHER or size + there[name].size > BYTES_TOGETHER):
             yield batch
