@@ -18,6 +18,8 @@ from pathlib import Path
 from common.cli import existing_folder, natural, run, terminate_like_interrupt
 from common.errors import UserError
 from common.progress import say
+from common.storage import Place, place
+from data.copies import at_hand
 from data.findings import Assessment
 from data.quality import find_folders
 from data.quality_patches import assess, scan_patch_folder
@@ -35,7 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data (default: every slide and patch folder below datasets/)")
     data.add_argument("--slides", type=Path, action="append", default=[], metavar="DIR", help="folder of slides; may be repeated")
-    data.add_argument("--patches", type=Path, action="append", default=[], metavar="DIR", help="folder of patches; may be repeated")
+    data.add_argument(
+        "--patches", type=place, action="append", default=[], metavar="DIR", help="folder of patches, or its URL; may be repeated"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("logs/check_data"), help="folder of the report (default: %(default)s)")
     output.add_argument(
@@ -56,7 +60,7 @@ def main() -> int:
     start = time.monotonic()
     slides, patches = folders_to_check(args)
     assessments = [check_slide_folder(folder, args.workers) for folder in slides]
-    assessments += [check_patches(folder, args.workers, args.quarantine) for folder in patches]
+    assessments += [check_patches(at_hand(folder), args.workers, args.quarantine) for folder in patches]
     for assessment in assessments:
         print("\n".join(text_lines(assessment)), end="\n\n")
     made = f"Made by check_data.py on {time.strftime('%Y-%m-%d %H:%M')} in {time.monotonic() - start:.0f} s"
@@ -66,10 +70,13 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def folders_to_check(args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+def folders_to_check(args: argparse.Namespace) -> tuple[list[Path], list[Place]]:
     """The slide and patch folders that were named, or else those below datasets/."""
     for folder in (*args.slides, *args.patches):
-        existing_folder(folder, "data", "name another folder")
+        if isinstance(folder, Path):
+            existing_folder(folder, "data", "name another folder")
+        elif args.quarantine:
+            raise UserError(f"--quarantine moves files of this machine and not those in {folder}; copy the folder here for it")
     if args.slides or args.patches:
         return args.slides, args.patches
     slides, patches = find_folders(DATASETS)

@@ -21,7 +21,9 @@ from PIL import Image
 from common import cli
 from common.errors import UserError
 from common.progress import say
+from common.storage import place
 from common.weights import INSTALL
+from data.copies import at_hand
 from data.dataset import PatchFile, class_of, condition_of, content_of, decode, list_patches
 from data.holdout import slide_of, train_and_held_out
 from metrics.copies import SIDE, Gallery
@@ -47,7 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument(
         "--compare", type=Path, nargs=2, metavar=("RUN_A", "RUN_B"), help="two log folders of train.py: which to train on, and why"
     )
-    what.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="real patches (default: %(default)s)")
+    what.add_argument(
+        "--patches", type=place, default=Path("datasets/patches"), help="real patches, folder or URL (default: %(default)s)"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--max_images", type=cli.positive_int, default=2048, help="most images of each set (default: %(default)s)")
     how.add_argument("--skip", nargs="+", choices=PARTS, default=[], help="parts to leave out (default: none)")
@@ -111,6 +115,7 @@ def main() -> int:
     args = parse_arguments()
     if args.compare:
         return compare_runs(*args.compare, args.out)
+    args.patches = at_hand(args.patches)
     together, device = processes.join(choose_device(args.device))
     networks, notes = Networks(inception(args.weights, device)), []
     if LITE0_WEIGHTS.installed():

@@ -3,6 +3,7 @@
     python extract_patches.py --max_patches 10000
     python extract_patches.py --shards datasets/shards              # and pack them into tar files
     python extract_patches.py --data_dir my_slides --output_dir my_patches --mpp 0.5 --patch_size 256
+    python extract_patches.py --data_dir s3://BUCKET/panda --output_dir s3://BUCKET/patches --shards s3://BUCKET/shards
 
 Reads PANDA's layout (train.csv, train_images/, train_label_masks/) or any folder of slides that OpenSlide can read. Writes
 OUTPUT_DIR/LABEL/SLIDE_X_Y.png, OUTPUT_DIR/patches.csv, failed_slides.csv beside it, and one picture per slide with the
@@ -13,26 +14,27 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
 from common import cli
 from common.progress import say
+from common.storage import Place, place
 from data.panda import LABELS
-from data.patches import FAILED_NAME, FORMATS, ExtractResult, ExtractSettings, extract, overlay_folder
+from data.patches import FORMATS, ExtractResult, ExtractSettings, extract, overlay_folder
 from data.shards import check_target, pack
+from data.staging import FAILED_NAME
 from data.workers import cores
 
 DEFAULTS = ExtractSettings()
 MAX_SHOWN = 10
 
 
-def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings, Path | None]:
+def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings, Place | None]:
     """What to extract, and where to put shards of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    folders = parser.add_argument_group("folders")
-    folders.add_argument("--data_dir", type=Path, default=DEFAULTS.data_dir, help="slides (default: %(default)s)")
-    folders.add_argument("--output_dir", type=Path, default=DEFAULTS.output_dir, help="patches go here (default: %(default)s)")
-    folders.add_argument("--shards", type=Path, metavar="DIR", help="also pack the patches into tar shards here, docs/scaling.md")
+    folders = parser.add_argument_group("folders (paths, or URLs such as s3://BUCKET/FOLDER: docs/scaling.md)")
+    folders.add_argument("--data_dir", type=place, default=DEFAULTS.data_dir, help="slides (default: %(default)s)")
+    folders.add_argument("--output_dir", type=place, default=DEFAULTS.output_dir, help="patches go here (default: %(default)s)")
+    folders.add_argument("--shards", type=place, metavar="DIR", help="also pack the patches into tar shards here, docs/scaling.md")
     patch = parser.add_argument_group("one patch")
     patch.add_argument("--patch_size", type=cli.positive_int, default=256, help="side of a patch in pixels (default: %(default)s)")
     scale = patch.add_mutually_exclusive_group()
@@ -88,7 +90,7 @@ def report(settings: ExtractSettings, result: ExtractResult) -> int:
     rate = f" ({result.made / result.seconds:.0f} patches/s)" if result.made else ""
     say(f"{len(result.patches)} patches from {result.slides} slides in {settings.output_dir}")
     say(f"{result.made} made now in {result.seconds:.1f} s{rate}; pictures in {overlay_folder(settings.output_dir)}")
-    say("next: python check_data.py")
+    say(f"next: python check_data.py --patches {settings.output_dir}")
     if result.failed:
         failed = settings.output_dir / FAILED_NAME
         say(f"error: {len(result.failed)} slide(s) could not be read, see {failed}; mend them and start again")

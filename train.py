@@ -19,6 +19,7 @@ from common import cli
 from common.pictures import grid
 from common.progress import say
 from data.augment import Augmentation
+from data.copies import at_hand
 from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
 from metrics.watch import COUNT, Watch
@@ -39,6 +40,7 @@ def main() -> int:
     parser = options.make_parser(__doc__)
     args = parser.parse_args()
     options.check(parser, args)
+    args.patches = at_hand(args.patches)
     together, device = processes.join(choose_device(args.device))
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
     if processes.restarted() and checkpoint.all_in(folder):

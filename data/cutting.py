@@ -22,6 +22,7 @@ from common.errors import UserError
 from common.files import replacing
 from common.pictures import png
 from common.seeding import derive_seed
+from common.storage import Place, Remote
 from data import tissue
 from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
 from data.slides import Reading, Slide, SlideError, aligned
@@ -38,13 +39,14 @@ UNREADABLE = (SlideError, OSError, ValueError, RuntimeError, ArithmeticError, Lo
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker must know about one slide. mask_path is None where there is no mask."""
+    """What a worker must know about one slide. mask_path is None where there is no mask. Places on other file systems are for
+    ``data.staging``; the functions here take paths."""
 
     record: SlideRecord
-    path: Path
-    mask_path: Path | None
-    folder: Path
-    overlay: Path
+    path: Place
+    mask_path: Place | None
+    folder: Place
+    overlay: Place
     patch_size: int
     level: int
     mpp: float | None
@@ -88,16 +90,18 @@ class Cut:
 
 @dataclass(frozen=True)
 class Cutting:
-    """What one cut gave: patches in the scan's order, the index to go on from, and rejections by reason."""
+    """What one cut gave: patches in the scan's order, the index to go on from, rejections by reason, and whether the overlay
+    was drawn with it."""
 
     cuts: list[Cut]
     next_index: int
     rejected: dict[str, int]
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A slide that could not be used: where it failed (scan, mask, cut, overlay, worker) and why."""
+    """A slide that could not be used: where it failed (fetch, scan, mask, cut, overlay, worker) and why."""
 
     slide_id: str
     stage: str
@@ -115,8 +119,10 @@ def relative_path(slide_id: str, label: str, x: int, y: int, extension: str) -> 
     return f"{label}/{file_stem(slide_id)}_{x}_{y}.{extension}"
 
 
-def fingerprint(path: Path | None) -> list[int]:
-    """Size and modification time (ns) of a file, by which a changed slide is recognised; empty for a missing one."""
+def fingerprint(path: Place | None) -> list:
+    """Size and modification time (ns) or version of a file, by which a changed slide is recognised; empty for a missing one."""
+    if isinstance(path, Remote):
+        return [path.size, path.version]
     try:
         status = path.stat() if path else None
     except OSError:

@@ -22,7 +22,7 @@ class Known:
     """What the journal says about one slide. fingerprint: of slide and mask when it was scanned. drawn: the overlay's digest.
     places: every (x, y) that was ever a candidate, so that files of ours are recognised as such."""
 
-    fingerprint: list[int] = field(default_factory=list)
+    fingerprint: list = field(default_factory=list)
     scan: Scan | None = None
     cuts: list[Cut] = field(default_factory=list)
     next_index: int = 0
@@ -53,7 +53,7 @@ class Journal:
         """What is known about a slide; an empty entry for a new one."""
         return self.slides.setdefault(slide_id, Known())
 
-    def record_scan(self, slide_id: str, fingerprint: list[int], scan: Scan) -> None:
+    def record_scan(self, slide_id: str, fingerprint: list, scan: Scan) -> None:
         """Remember a scan; what was cut from an earlier one no longer counts."""
         candidates = [[item.x, item.y, item.tissue, item.label] for item in scan.candidates]
         entry = {"fingerprint": fingerprint, "candidates": candidates, "cause": scan.cause, "rejected": scan.rejected}

@@ -25,29 +25,28 @@ from common.errors import UserError
 from common.files import replacing, write_text
 from common.progress import say, track
 from common.seeding import derive_seed
-from data import cutting, manifest
+from common.storage import Place, brought, files_in, remove, scratch, size_of, sweep
+from data import manifest, staging
 from data.allocation import Supply, allocate
 from data.cutting import Cut, Cutting, Failure, Job, Scan, file_stem, fingerprint, relative_path
 from data.journal import Journal, Known
-from data.manifest import Patch, write_manifest
+from data.manifest import Patch
 from data.panda import KNOWN_BAD, LABELS, SlideRecord, read_train_csv, split_by_slide
-from data.slides import slide_files
+from data.slides import slide_files, slides_among
+from data.staging import FAILED_NAME, SETTINGS_NAME, Output
 from data.workers import WorkerDied, run_jobs, run_on_cluster
 
-SETTINGS_NAME = "extract.json"
-FAILED_NAME = "failed_slides.csv"
 FORMATS = ("png", "jpg")
-SECONDS_BETWEEN_MANIFESTS = 15.0
 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """What is extracted. Folders apart, units: patch_size in pixels of the patch, mpp in micrometres per pixel (then ``level``
-    is not used), min_tissue as a share 0..1, max_per_slide None for no limit, workers 0 for none but this process, scheduler the
-    address of a Dask cluster that works instead of them."""
+    """What is extracted. Folders (of this machine or elsewhere) apart, units: patch_size in pixels of the patch, mpp in micrometres
+    per pixel (then ``level`` is not used), min_tissue as a share 0..1, max_per_slide None for no limit, workers 0 for none but this
+    process, scheduler the address of a Dask cluster that works instead of them."""
 
-    data_dir: Path = Path("datasets/panda")
-    output_dir: Path = Path("datasets/patches")
+    data_dir: Place = Path("datasets/panda")
+    output_dir: Place = Path("datasets/patches")
     patch_size: int = 256
     level: int = 0
     mpp: float | None = None
@@ -75,9 +74,9 @@ class ExtractResult:
     seconds: float = 0.0
 
 
-def overlay_folder(output_dir: Path) -> Path:
+def overlay_folder(output_dir: Place) -> Place:
     """Where overlays lie: beside the patch folder, since inside it ImageFolder would take them for a class."""
-    resolved = Path(output_dir).resolve()
+    resolved = output_dir.resolve()
     return resolved.parent / "overlays" / resolved.name
 
 
@@ -88,9 +87,11 @@ def extract(settings: ExtractSettings) -> ExtractResult:
     if settings.scheduler:  # its workers run in other folders
         settings = replace(settings, data_dir=settings.data_dir.resolve(), output_dir=settings.output_dir.resolve())
     jobs = find_slides(settings, result)
-    claim_folder(settings)
-    with Journal(settings.output_dir) as journal:
-        run = Run(settings, jobs, journal, result)
+    with contextlib.ExitStack() as stack:
+        stack.callback(sweep)  # workers that were ended leave their slide behind
+        output = stack.enter_context(Output(settings.output_dir))
+        claim_folder(settings, output)
+        run = Run(settings, jobs, stack.enter_context(Journal(output.here)), result, output)
         run.reconcile()
         run.scan()
         run.cut()
@@ -105,23 +106,24 @@ def extract(settings: ExtractSettings) -> ExtractResult:
 
 def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, Job]:
     """Jobs by slide id, in the order of the ids: PANDA's layout where there is a train.csv, else every slide in the folder."""
-    folder = existing_folder(
-        settings.data_dir, "slides", "download them (download_panda_data.py) or name their folder with --data_dir"
+    folder = settings.data_dir
+    if isinstance(folder, Path):
+        existing_folder(folder, "slides", "download them (download_panda_data.py) or name their folder with --data_dir")
+    beside = files_in(folder)
+    files = _by_id(slide_files(folder / "train_images") + slides_among(beside.values()))
+    records = (
+        _panda_records(beside["train.csv"], files, result) if "train.csv" in beside else {name: SlideRecord(name) for name in files}
     )
-    images = folder / "train_images" if (folder / "train_images").is_dir() else folder
-    files = _by_id(slide_files(images) + (slide_files(folder) if images != folder else []))
-    table = folder / "train.csv"
-    records = _panda_records(table, files, result) if table.exists() else {name: SlideRecord(name) for name in files}
     if not records:
-        raise UserError(f"no slides in {images}; put slides there or name another folder with --data_dir")
-    jobs = {}
-    for slide_id in sorted(records):
-        mask = folder / "train_label_masks" / f"{slide_id}_mask.tiff"
-        jobs[slide_id] = make_job(settings, records[slide_id], files[slide_id], mask if mask.exists() else None)
-    return jobs
+        raise UserError(f"no slides in {folder}; put slides there or name another folder with --data_dir")
+    masks = files_in(folder / "train_label_masks")
+    return {
+        slide_id: make_job(settings, records[slide_id], files[slide_id], masks.get(f"{slide_id}_mask.tiff"))
+        for slide_id in sorted(records)
+    }
 
 
-def make_job(settings: ExtractSettings, record: SlideRecord, path: Path, mask: Path | None) -> Job:
+def make_job(settings: ExtractSettings, record: SlideRecord, path: Place, mask: Place | None) -> Job:
     """What a worker must know about one slide."""
     return Job(
         record,
@@ -138,19 +140,21 @@ def make_job(settings: ExtractSettings, record: SlideRecord, path: Path, mask: P
     )
 
 
-def _by_id(paths: list[Path]) -> dict[str, Path]:
+def _by_id(paths: list[Place]) -> dict[str, Place]:
     """Slide id (the file's name without its ending) -> file; where two would have the same id, later ones keep the ending."""
-    files: dict[str, Path] = {}
+    files: dict[str, Place] = {}
     for path in paths:
         files[path.stem if path.stem not in files else path.name] = path
     return files
 
 
-def _panda_records(table: Path, files: dict[str, Path], result: ExtractResult) -> dict[str, SlideRecord]:
+def _panda_records(table: Place, files: dict[str, Place], result: ExtractResult) -> dict[str, SlideRecord]:
     """Records of the slides that are on the disk and fit for use; what is left out is counted in ``result.left_out``."""
     records: dict[str, SlideRecord] = {}
     left_out: Counter = Counter()
-    for record in read_train_csv(table):
+    with scratch() as folder:
+        rows = read_train_csv(brought(table, folder))
+    for record in rows:
         if record.slide_id in KNOWN_BAD:
             left_out[f"known to be bad ({KNOWN_BAD[record.slide_id]})"] += 1
         elif record.slide_id in records:
@@ -175,21 +179,22 @@ def _fixed(settings: ExtractSettings) -> dict:
     return {name: values[name] for name in values if name not in {"output_dir", "workers", "max_patches", "scheduler"}}
 
 
-def claim_folder(settings: ExtractSettings) -> None:
+def claim_folder(settings: ExtractSettings, output: Output) -> None:
     """Make the output folder and write its extract.json, or check that it was made with the same settings."""
-    folder, path = settings.output_dir, settings.output_dir / SETTINGS_NAME
+    folder, path = settings.output_dir, output.here / SETTINGS_NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        output.here.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_same(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
-        elif any((folder / name).exists() for name in (manifest.NAME, *LABELS)):
+        elif {manifest.NAME, *LABELS} & {name.split("/")[0] for name in files_in(folder, below=True)}:
             raise UserError(f"{folder} holds patches but no {SETTINGS_NAME}; use another --output_dir")
         write_text(
             path,
             json.dumps({"settings": _fixed(settings) | {"max_patches": settings.max_patches}, "versions": _versions()}, indent=2),
         )
+        output.publish()
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); use another --output_dir") from error
+        raise UserError(f"{folder / SETTINGS_NAME} is damaged ({error}); use another --output_dir") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be used as --output_dir ({error.strerror}); name a folder that can be written") from error
 
@@ -221,20 +226,19 @@ class Run:
     The slides may come and go (see data.stream): scan and cut those that are there, trim at any time.
     """
 
-    def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult):
-        self.settings, self.jobs, self.journal, self.result = settings, jobs, journal, result
+    def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult, output: Output):
+        self.settings, self.jobs, self.journal, self.result, self.output = settings, jobs, journal, result, output
         self.splits = split_by_slide([job.record for job in jobs.values()])
         self.start_sharing()
         self.failed: dict[str, Failure] = {}
-        self.last_manifest = time.monotonic()
 
     def reconcile(self) -> None:
         """Forget what changed or vanished since the journal was written, then remove our files that no row will name."""
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
-            if known.scan and known.fingerprint != _fingerprints(job) and job.path.exists():
+            if known.scan and known.fingerprint != _fingerprints(job) and fingerprint(job.path):
                 known.scan, known.cuts, known.next_index = None, [], 0
-        present = {f"{label}/{name}" for label in LABELS for name in _sizes(self.settings.output_dir / label)}
+        present = {name for name, file in self.output.pictures().items() if size_of(file)}
         for slide_id, known in self.journal.slides.items():
             if any(self._path(slide_id, item) not in present for item in known.cuts):
                 known.cuts, known.next_index, known.rejected = [], 0, {}
@@ -248,9 +252,11 @@ class Run:
         todo = [job for slide_id, job in self.jobs.items() if slide_id in wanted and not self.journal.known(slide_id).scan]
         if todo:
             say(f"scanning {len(todo)} of {len(self.jobs)} slides for tissue")
-        for job, outcome in self._work(cutting.scan, todo, "scan"):
+        for job, outcome in self._work(staging.scan, todo, "scan"):
             if isinstance(outcome, Scan):
                 self.journal.record_scan(job.record.slide_id, _fingerprints(job), outcome)
+                if self.output.due():
+                    self.output.publish()
 
     def cut(self) -> None:
         """Share out and cut, round by round, until the number is reached or the candidates end."""
@@ -260,7 +266,7 @@ class Run:
     def cut_to_quotas(self, short: list[str]) -> None:
         """Cut what some slides are short of."""
         tasks = [(self.jobs[slide_id], *self._rest(slide_id)) for slide_id in short]
-        say(f"cutting {sum(task[-1] for task in tasks)} patches from {len(tasks)} slides")
+        say(f"cutting {sum(task[3] for task in tasks)} patches from {len(tasks)} slides")
         for (job, *_), outcome in self._work(_cut_task, tasks, "cut"):
             if isinstance(outcome, Cutting):
                 self._add(job.record.slide_id, outcome)
@@ -268,10 +274,11 @@ class Run:
     def finish(self) -> None:
         """Write the manifest and failed_slides.csv; remove patches that another share-out had made."""
         self.result.patches = sorted(self._patches(), key=lambda patch: patch.path)
-        write_manifest(self.settings.output_dir, self.result.patches)
+        self.output.write_manifest(self.result.patches)
         self.trim()
         self.result.failed = sorted(self.failed.values(), key=lambda failure: failure.slide_id)
-        _write_failed(self.settings.output_dir / FAILED_NAME, self.result.failed)
+        _write_failed(self.output.here / FAILED_NAME, self.result.failed)
+        self.output.publish()
         self._summarise()
 
     def trim(self) -> None:
@@ -286,10 +293,11 @@ class Run:
 
     def draw(self) -> None:
         """Draw the overlays that are missing or show other patches than the chosen ones."""
-        tasks = []
+        tasks, there = [], files_in(overlay_folder(self.settings.output_dir))
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
-            if known.scan and slide_id not in self.failed and (known.drawn != _digest(known.cuts) or not job.overlay.exists()):
+            current = known.drawn == _digest(known.cuts) and job.overlay.name in there
+            if known.scan and slide_id not in self.failed and not current:
                 tasks.append((job, known.cuts))
         for (job, cuts), outcome in self._work(_draw_task, tasks, "draw"):
             if outcome is None:
@@ -350,16 +358,18 @@ class Run:
         known = self.journal.known(slide_id)
         return len(known.cuts) < self.quotas[slide_id] and known.next_index < len(known.scan.candidates)
 
-    def _rest(self, slide_id: str) -> tuple[list, int, int]:
+    def _rest(self, slide_id: str) -> tuple[list, int, int, list]:
         known = self.journal.known(slide_id)
-        return known.scan.candidates, known.next_index, self.quotas[slide_id] - len(known.cuts)
+        return known.scan.candidates, known.next_index, self.quotas[slide_id] - len(known.cuts), known.cuts
 
     def _add(self, slide_id: str, outcome: Cutting) -> None:
         known = self.journal.known(slide_id)
         rejected = dict(Counter(known.rejected) + Counter(outcome.rejected))
         self.journal.record_cuts(slide_id, known.cuts + outcome.cuts, outcome.next_index, rejected)
+        if outcome.drawn:
+            self.journal.record_overlay(slide_id, _digest(known.cuts))
         self.result.made += len(outcome.cuts)
-        if time.monotonic() - self.last_manifest > SECONDS_BETWEEN_MANIFESTS:
+        if self.output.due():
             self._write_manifest()
 
     def _path(self, slide_id: str, item: Cut) -> str:
@@ -375,17 +385,13 @@ class Run:
                 yield _row(job.record, item, self._path(slide_id, item), self.splits[slide_id])
 
     def _write_manifest(self) -> None:
-        write_manifest(self.settings.output_dir, self._patches(whole_journal=True))
-        self.last_manifest = time.monotonic()
+        self.output.write_manifest(self._patches(whole_journal=True))
 
     def _remove_strays(self) -> None:
         """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed."""
         rows = {patch.path for patch in self._patches(whole_journal=True)}
         stems = {file_stem(slide_id): self.journal.known(slide_id) for slide_id in self.journal.slides}
-        for label in LABELS:
-            for name in _sizes(self.settings.output_dir / label, with_empty=True):
-                if f"{label}/{name}" not in rows and _is_ours(name, stems):
-                    (self.settings.output_dir / label / name).unlink(missing_ok=True)
+        remove([file for name, file in self.output.pictures().items() if name not in rows and _is_ours(file.name, stems)])
 
     def _summarise(self) -> None:
         rejected: Counter = Counter()
@@ -401,26 +407,19 @@ class Run:
 
 
 def _cut_task(task: tuple) -> Cutting | Failure:
-    return cutting.cut(*task)
+    return staging.cut(*task)
 
 
 def _draw_task(task: tuple) -> Failure | None:
-    return cutting.draw_overlay(*task)
+    return staging.draw(*task)
 
 
-def _fingerprints(job: Job) -> list[int]:
+def _fingerprints(job: Job) -> list:
     return fingerprint(job.path) + fingerprint(job.mask_path)
 
 
 def _digest(cuts: list[Cut]) -> str:
     return hashlib.sha256(repr(cuts).encode()).hexdigest()[:16]
-
-
-def _sizes(folder: Path, with_empty: bool = False) -> list[str]:
-    """Names of the files in a folder that hold something."""
-    if not folder.is_dir():
-        return []
-    return [entry.name for entry in folder.iterdir() if entry.is_file() and (with_empty or entry.stat().st_size)]
 
 
 _OURS = re.compile(r"\.?(?P<stem>.+)_(?P<x>\d+)_(?P<y>\d+)\.(png|jpg)(\.\d+\.\d+\.tmp)?")

@@ -14,22 +14,25 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from common import storage
 from common.errors import UserError
 from common.files import inside, replacing, sha256
 from common.progress import track
 from common.seeding import derive_seed
+from common.storage import Place, Remote
 from data import manifest
 from data.manifest import COLUMNS, SPLITS, Patch
 from data.panda import LABELS
 
 NAME = "patches.parquet"
 SHARD_BYTES = 256 * 2**20
+FETCHED_TOGETHER = 256  # patches that are packed from another file system
 _SHARD = re.compile(r"(train|test)-\d{6}\.tar")
 _TYPES = {
     "isup_grade": "int8",
@@ -62,65 +65,85 @@ def _arrow():
 # ----------------------------------------------------------------------------------------------------------------- writing
 
 
-def check_target(folder: Path, target: Path) -> None:
+def check_target(folder: Place, target: Place) -> None:
     """Raise UserError where shards in ``target`` would lie among the patches of ``folder``, or cannot be made at all."""
-    if folder.resolve() in (target.resolve(), *target.resolve().parents):
+    if storage.contains(folder, target):
         raise UserError(f"shards in {target} would lie among the patches; name a folder outside {folder} with --shards")
     _arrow()
 
 
-def pack(folder: Path, target: Path) -> int:
+def pack(folder: Place, target: Place) -> int:
     """Pack the patches of ``folder`` (with a manifest) into shards in ``target``; the number of patches.
 
     Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing.
     """
-    folder, target = Path(folder), Path(target)
-    rows, digest = manifest.read_manifest(folder), sha256(folder / manifest.NAME)
-    if is_sharded(target) and _packed_from(target) == digest:
+    with storage.scratch() as scratch:
+        listed = storage.brought(folder / manifest.NAME, scratch)
+        rows, digest = manifest.read_manifest(listed.parent), sha256(listed)
+    if _packed_from(target) == digest:
         return len(rows)
     rows.sort(key=lambda row: (row.split, derive_seed(0, row.path)))
     write_shards(target, track(_with_content(folder, rows), "pack", len(rows), "patches"), digest)
     return len(rows)
 
 
-def _with_content(folder: Path, rows: Iterable[Patch]) -> Iterator[tuple[Patch, bytes]]:
-    for row in rows:
-        try:
-            yield row, inside(folder, row.path).read_bytes()
-        except OSError as error:
-            raise UserError(f"{folder / row.path} cannot be read ({error.strerror}); run check_data.py --quarantine") from error
+def _with_content(folder: Place, rows: list[Patch]) -> Iterator[tuple[Patch, bytes]]:
+    for start in range(0, len(rows), FETCHED_TOGETHER):
+        some = rows[start : start + FETCHED_TOGETHER]
+        with storage.scratch() as scratch:
+            if isinstance(folder, Remote):
+                storage.fetch({folder / row.path: inside(scratch, row.path) for row in some})
+            here = scratch if isinstance(folder, Remote) else folder
+            for row in some:
+                yield row, _content(inside(here, row.path))
 
 
-def _packed_from(target: Path) -> str | None:
-    """Digest of the manifest that the shards in ``target`` were made from; None where they are not whole."""
+def _content(path: Path) -> bytes:
     try:
-        return Shards(target).packed_from
-    except UserError:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); run check_data.py --quarantine") from error
+
+
+def _packed_from(target: Place) -> str | None:
+    """Digest of the manifest that the shards in ``target`` were made from; None where they are not whole."""
+    there = storage.files_in(target)
+    if NAME not in there:
         return None
+    with storage.scratch() as scratch:
+        try:
+            return Shards(storage.brought(there[NAME], scratch).parent, there).packed_from
+        except UserError:
+            return None
 
 
-def write_shards(target: Path, patches: Iterable[tuple[Patch, bytes]], digest: str, shard_bytes: int = SHARD_BYTES) -> None:
+def write_shards(target: Place, patches: Iterable[tuple[Patch, bytes]], digest: str, shard_bytes: int = SHARD_BYTES) -> None:
     """Write (row, content of its file) pairs, sorted by split, as shards of about ``shard_bytes`` and their index.
 
-    The index goes first and comes last: shards without one are of a run that was stopped. ``digest`` names what was packed.
+    The index goes first and comes last: shards without one are of a run that was stopped. ``digest`` names what was packed. On
+    another file system each shard is sent when it is whole, and no more than one is here.
     """
     arrow, parquet = _arrow()
     types = dict.fromkeys(COLUMNS, "string") | _TYPES | _PLACE
     schema = arrow.schema([(name, arrow.type_for_alias(kind)) for name, kind in types.items()], {"packed_from": digest})
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        (target / NAME).unlink(missing_ok=True)
-        written = set()
-        with replacing(target / NAME) as file, parquet.ParquetWriter(file, schema) as index:
-            for name, first, items in _portions(patches, shard_bytes):
-                entries = _write_shard(target / name, first, items)
-                index.write_table(arrow.Table.from_pylist(entries, schema))
-                written.add(name)
-        for path in target.iterdir():
-            if _SHARD.fullmatch(path.name) and path.name not in written:
-                path.unlink()
-    except OSError as error:
-        raise UserError(f"shards cannot be written to {target} ({error.strerror}); mend that and start again") from error
+    with storage.scratch() as scratch:
+        here = scratch if isinstance(target, Remote) else target
+        try:
+            here.mkdir(parents=True, exist_ok=True)
+            storage.remove([target / NAME])
+            written = {}
+            with replacing(here / NAME) as file, parquet.ParquetWriter(file, schema) as index:
+                for name, first, items in _portions(patches, shard_bytes):
+                    entries = _write_shard(here / name, first, items)
+                    index.write_table(arrow.Table.from_pylist(entries, schema))
+                    written[name] = sha256(here / name)
+                    storage.deliver(here / name, target / name)
+                index.add_key_value_metadata({"sha256": json.dumps(written)})
+            storage.deliver(here / NAME, target / NAME)
+        except OSError as error:
+            raise UserError(f"shards cannot be written to {here} ({error.strerror}); mend that and start again") from error
+    there = storage.files_in(target)
+    storage.remove([file for name, file in there.items() if _SHARD.fullmatch(name) and name not in written])
 
 
 def _portions(patches: Iterable[tuple[Patch, bytes]], limit: int) -> Iterator[tuple[str, int, list[tuple[Patch, bytes]]]]:
@@ -163,11 +186,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 class Shards:
     """The index of a folder of shards.
 
-    paths: of all patches, as in patches.csv, and in its order. packed_from: SHA-256 of the manifest that was packed. Raises
-    UserError where the index is damaged, or a shard is missing or shorter than the index says.
+    paths: of all patches, as in patches.csv, and in its order. packed_from: SHA-256 of the manifest that was packed. files: the
+    shards by name where only the index is in ``folder``. Raises UserError where the index is damaged, or a shard is missing or
+    shorter than the index says.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, files: Mapping[str, Place] | None = None):
         self.folder = Path(folder)
         arrow, parquet = _arrow()
         try:
@@ -179,7 +203,7 @@ class Shards:
             self._offset, self._size = (self._table[name].to_numpy() for name in ("offset", "size"))
         except (OSError, KeyError, UnicodeDecodeError, arrow.ArrowException) as error:
             raise UserError(f"{self.folder / NAME} is damaged ({' '.join(str(error).split())[:200]}); {_AGAIN}") from error
-        self._check()
+        self._check(storage.files_in(self.folder) if files is None else files)
         self._index = {path: number for number, path in enumerate(self.paths)}
 
     def column(self, name: str) -> list:
@@ -205,7 +229,7 @@ class Shards:
             raise OSError(f"{file.name} is cut short")
         return content
 
-    def _check(self) -> None:
+    def _check(self, files: Mapping[str, Place]) -> None:
         """The index against the values that a manifest may hold, and against the shards' sizes."""
         for name, allowed in (("label", LABELS), ("split", SPLITS)):
             if strange := set(self.column(name)) - set(allowed):
@@ -215,9 +239,8 @@ class Shards:
         if len(self.paths) and min(self._offset.min(), self._size.min()) < 0:
             raise UserError(f"{self.folder / NAME} has a negative offset; {_AGAIN}")
         for name, end in zip(self._names, ends, strict=True):
-            path = self.folder / name
-            if not _SHARD.fullmatch(name) or not path.is_file() or path.stat().st_size < end:
-                raise UserError(f"shard {path} is missing or cut short; bring it back, or {_AGAIN}")
+            if not _SHARD.fullmatch(name) or name not in files or storage.size_of(files[name]) < end:
+                raise UserError(f"shard {self.folder / name} is missing or cut short; bring it back, or {_AGAIN}")
 
     def faults(self) -> Iterator[str]:
         """What in the shards is not as the index says, member by member; nothing where all is well."""
@@ -258,3 +281,12 @@ def open_shards(folder: Path) -> Shards:
     """The shards of a folder, read once as long as their index does not change."""
     folder = Path(folder).resolve()
     return _opened(folder, os.stat(folder / NAME).st_mtime_ns)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each shard as it was packed, from the index; {} where an index of an older version says nothing."""
+    arrow, parquet = _arrow()
+    try:
+        return json.loads((parquet.read_metadata(Path(folder) / NAME).metadata or {}).get(b"sha256", b"{}"))
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        raise UserError(f"{folder / NAME} is damaged ({' '.join(str(error).split())[:200]}); {_AGAIN}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
+from common.storage import Place, files_in
 
 SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif")
 PLAUSIBLE_MPP = (0.02, 50.0)  # what a microscope can mean; 72 dpi left by an image editor would say 353
@@ -300,7 +301,11 @@ def _paste(out: np.ndarray, tile: np.ndarray, x: int, y: int, right: int, bottom
         out[y0:y1, x0:x1] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
 
 
-def slide_files(folder: Path) -> list[Path]:
+def slide_files(folder: Place) -> list[Place]:
     """Everything in ``folder`` (not below it) that is named like a slide, sorted by name, hidden files left out."""
-    is_slide: Callable[[Path], bool] = lambda path: path.suffix.lower() in SUFFIXES and not path.name.startswith(".")  # noqa: E731
-    return sorted(filter(is_slide, folder.iterdir())) if folder.is_dir() else []
+    return slides_among(files_in(folder).values())
+
+
+def slides_among(files: Iterable[Place]) -> list[Place]:
+    """Those of ``files`` that are named like a slide, hidden ones left out."""
+    return [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]

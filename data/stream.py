@@ -22,8 +22,9 @@ from data.download import Downloader, Plan, free_disk, in_batches
 from data.journal import Journal
 from data.kaggle import Kaggle
 from data.panda import KNOWN_BAD, SlideRecord
-from data.patches import FAILED_NAME, ExtractResult, ExtractSettings, Run, claim_folder, make_job
+from data.patches import ExtractResult, ExtractSettings, Run, claim_folder, make_job
 from data.reporting import Progress, gigabytes
+from data.staging import FAILED_NAME, Output
 from data.subset import image_name, mask_name
 from data.transfer import GaveUpError, Line, PartFile
 from data.workers import cores
@@ -101,9 +102,10 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     largest = max(item.room for item in slides.values())
     if largest > max_disk:
         raise UserError(f"--max_disk is smaller than the largest slide with its mask ({gigabytes(largest)}); give more")
-    claim_folder(settings)
+    output = Output(settings.output_dir)
+    claim_folder(settings, output)
     with Journal(settings.output_dir) as journal:
-        run = Run(settings, _jobs(settings, plan.slides, slides), journal, result)
+        run = Run(settings, _jobs(settings, plan.slides, slides), journal, result, output)
         run.reconcile()
         visits = _Visits(downloader, run, Room(int(max_disk), downloader.line), progress)
         missing = visits.see_all(slides)

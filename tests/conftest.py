@@ -110,3 +110,15 @@ def tiny_slides(_tiny_slides: Path, tmp_path: Path) -> Callable[[], Path]:
         return target
 
     return copy
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An S3 server with an empty bucket, known to this process and those that it starts by the environment."""
+    from tests.s3_server import S3Server
+
+    with pytest.MonkeyPatch.context() as environment, S3Server().serving() as server:
+        known = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        for name, value in (known | {"AWS_ENDPOINT_URL": server.url, "AWS_EC2_METADATA_DISABLED": "true"}).items():
+            environment.setenv(name, value)
+        yield server

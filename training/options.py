@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from common.cli import fraction, natural, non_negative_float, positive_float, positive_int
+from common.storage import place
 from models.augment import KINDS
 from models.config import DISCRIMINATORS, MODELS, NORMS, WIDTHS
 from models.losses import OBJECTIVES
@@ -51,7 +52,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--patches", type=Path, default=Path("datasets/patches"), metavar="DIR", help="folder of patches; default %(default)s"
+        "--patches",
+        type=place,
+        default=Path("datasets/patches"),
+        metavar="DIR",
+        help="folder of patches or shards, or its URL such as s3://BUCKET/shards; default %(default)s",
     )
     data.add_argument("--stain_normalize", choices=("none", "macenko", "reinhard"), help="give all patches one stain; default none")
     data.add_argument("--workers", type=natural, help="loader processes; default 0 (2 when an augmentation costs time, or on CUDA)")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -112,3 +113,53 @@ def test_two_processes_evaluate_as_one(tmp_path):
         found.append(json.loads((tmp_path / name / "metrics.json").read_text())["distances"]["inception-v3-2048"]["all"])
     for one, two in zip(found[0].values(), found[1].values(), strict=True):
         assert one == pytest.approx(two, rel=1e-3)
+
+
+def slurm_script(folder):
+    """The script of docs/scaling.md with stand-ins for Slurm: one machine, two CPU processes, a small model."""
+    text = (ROOT / "docs" / "scaling.md").read_text().split("```bash\n")[1].split("```")[0]
+    small = " ".join(map(str, training("patches", 200)[1:]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    changes = {
+        "per_node 8": "per_node 2",
+        "train.py --batch_size 128 --epochs 200": f"{ROOT / 'train.py'} {small}",
+        "29400": str(port),
+    }
+    for before, after in changes.items():
+        assert text.count(before) == 1
+        text = text.replace(before, after)
+    commands = {
+        "bin/srun": 'exec "$@"',
+        "bin/scontrol": "echo localhost",
+        "bin/torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+        ".venv/bin/activate": "",
+    }
+    for name, line in (commands | {"train.sbatch": text}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line if name == "train.sbatch" else f"#!/bin/bash\n{line}\n")
+        path.chmod(0o755)
+    slurm = {"SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost", "SLURM_CPUS_PER_TASK": "1"}
+    return ENVIRONMENT | slurm | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_the_documentation_saves_when_signalled_and_goes_on(tmp_path, patches):
+    environment, log = slurm_script(tmp_path), tmp_path / "logs" / "train.log"
+    for start in ("start: ", "resume "):
+        with open(tmp_path / "out.txt", "w") as out:
+            run = subprocess.Popen(["bash", "train.sbatch"], cwd=tmp_path, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            deadline = time.monotonic() + 200
+            while time.monotonic() < deadline and (not log.exists() or start not in log.read_text()):
+                time.sleep(0.1)
+            before = log.read_text().count("epoch ")
+            while time.monotonic() < deadline and log.read_text().count("epoch ") <= before:
+                time.sleep(0.1)
+            run.terminate()
+            run.wait(timeout=100)
+        assert start in log.read_text() and "over 2 processes" in log.read_text(), (tmp_path / "out.txt").read_text()
+        assert "stopped by SIGTERM after saving" in log.read_text().splitlines()[-1]
+    images = [json.loads(line)["images"] for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert images == sorted(set(images)), "it went on where it had saved"

@@ -81,3 +81,14 @@ def test_training_scripts_need_neither_openslide_nor_kaggle(script):
         outside |= {node.module.split(".")[0] for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.module}
         assert not outside & {"openslide", "kaggle", "kagglesdk"}, name
         queue += [imported for imported in imports_of(MODULES[name]) if imported not in seen]
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_paths_of_this_machine_need_no_package_for_other_file_systems(name):
+    """Such packages are imported where a URL is used, and by one module."""
+    source = ast.parse(MODULES[name].read_text())
+    imports = {node for node in ast.walk(source) if isinstance(node, ast.Import | ast.ImportFrom)}
+    names = {node: {alias.name for alias in node.names} | {getattr(node, "module", None) or ""} for node in imports}
+    found = {node for node in imports if {part.split(".")[0] for part in names[node]} & {"fsspec", "s3fs", "botocore", "aiohttp"}}
+    assert not found & set(source.body)
+    assert not found or name == "common.storage"
