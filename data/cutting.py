@@ -24,7 +24,7 @@ from common.pictures import png
 from common.seeding import derive_seed
 from data import tissue
 from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
-from data.slides import Reading, Slide, SlideError, aligned
+from data.slides import BAND, Reading, Slide, SlideError, aligned
 
 OFFSETS = 12  # grid positions tried along each axis to fit a piece of tissue
 MAX_PEN_SHARE = 0.01  # of a patch on the overview, where marks are widened
@@ -314,7 +314,7 @@ class _Cutter:
 
     def batch(self, indices: range, candidates: list[Candidate]) -> dict[int, Cut | str]:
         """Cut candidates in the order in which they lie on the slide, so that each tile is decoded once."""
-        rows = 512 * self.slide.levels[self.reading.level].downsample
+        rows = BAND * self.slide.levels[self.reading.level].downsample
         in_place = sorted(indices, key=lambda i: (candidates[i].y // rows, candidates[i].x, candidates[i].y))
         return {i: self.one(i, candidates[i]) for i in in_place}
 

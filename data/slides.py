@@ -22,6 +22,7 @@ from common.errors import UserError
 SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif")
 PLAUSIBLE_MPP = (0.02, 50.0)  # what a microscope can mean; 72 dpi left by an image editor would say 353
 TILE_CACHE_BYTES = 192 * 2**20  # two rows of 512-pixel tiles of a slide 60,000 pixels wide
+BAND = 512  # pixels of a level: who reads patches band by band, and in order inside each, has every tile decoded once
 MAX_TILE_PIXELS = 4096 * 4096
 MAX_OVERVIEW_PIXELS = 9_000_000
 MAX_LEVEL_PIXELS = 20_000_000_000  # reading more than this for an overview takes minutes: the slide lacks its small levels
@@ -200,13 +201,16 @@ def _mpp(properties) -> float | None:
 
 
 class _TiffTiles:
-    """Reads the tiled levels of a TIFF tile by tile and keeps the last tiles decoded, up to TILE_CACHE_BYTES."""
+    """Reads the tiled levels of a TIFF tile by tile and keeps the last tiles decoded: those that the band being read touches.
+
+    More would not be looked at again, and memory that is new to the process costs a tenth of decoding a tile into it.
+    """
 
     def __init__(self, tiff, pages: dict[int, object]):
         self._tiff = tiff
         self.pages = pages
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._room = 0, TILE_CACHE_BYTES
 
     @classmethod
     def of(cls, path: Path, slide, levels: list[Level]) -> _TiffTiles | None:
@@ -236,6 +240,7 @@ class _TiffTiles:
         out = np.full((height, width, 3), 255, np.uint8)
         tile_w, tile_h = page.tilewidth, page.tilelength
         right, bottom = min(x + width, page.imagewidth), min(y + height, page.imagelength)
+        self._room = min(TILE_CACHE_BYTES, 3 * page.imagewidth * (BAND + height + 2 * tile_h))
         for row in range(max(y, 0) // tile_h, -(-bottom // tile_h)):
             for column in range(max(x, 0) // tile_w, -(-right // tile_w)):
                 try:
@@ -274,7 +279,7 @@ class _TiffTiles:
         tile = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
         self._cache[key] = tile
         self._bytes += tile.nbytes
-        while self._bytes > TILE_CACHE_BYTES:
+        while self._bytes > self._room:
             self._bytes -= self._cache.popitem(last=False)[1].nbytes
         return tile
 
