@@ -99,8 +99,8 @@ def chosen(slides: Path, count: int) -> dict[Path, list[Patch]]:
 def read(places: dict[Path, list[Patch]], fast: bool) -> int:
     for path, rows in places.items():
         with Slide(path, fast=fast) as slide:
-            for row in rows:
-                slide.read(0, row.x, row.y, SIZE, SIZE)
+            for _ in slide.patches(slide.reading(), [(row.x, row.y) for row in rows], SIZE):
+                pass
     return sum(map(len, places.values()))
 
 

@@ -283,14 +283,20 @@ class Shares:
     def __call__(self, x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
         """Shares 0..1 for top left corners ``x, y`` in mask pixels (arrays that broadcast); outside the mask counts as False."""
         x, y = np.asarray(x, float), np.asarray(y, float)
-        total = self._at(x + width, y + height) - self._at(x, y + height) - self._at(x + width, y) + self._at(x, y)
+        rows, columns = (side - 1 for side in self._sums.shape)
+        left, right, top, bottom = _split(x, columns), _split(x + width, columns), _split(y, rows), _split(y + height, rows)
+        total = self._at(right, bottom) - self._at(left, bottom) - self._at(right, top) + self._at(left, top)
         return np.clip(total / (width * height), 0.0, 1.0)
 
-    def _at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        height, width = (side - 1 for side in self._sums.shape)
-        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
-        column, row = np.minimum(x.astype(int), width - 1), np.minimum(y.astype(int), height - 1)
-        u, v = x - column, y - row
-        upper = self._sums[row, column] * (1 - u) + self._sums[row, column + 1] * u
-        lower = self._sums[row + 1, column] * (1 - u) + self._sums[row + 1, column + 1] * u
-        return upper * (1 - v) + lower * v
+    def _at(self, x: tuple, y: tuple) -> np.ndarray:
+        (column, u, opposite_u), (row, v, opposite_v) = x, y
+        upper = self._sums[row, column] * opposite_u + self._sums[row, column + 1] * u
+        lower = self._sums[row + 1, column] * opposite_u + self._sums[row + 1, column + 1] * u
+        return upper * opposite_v + lower * v
+
+
+def _split(positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions held between 0 and ``length``: the pixel each lies in, how far into it, and how far from the next one."""
+    positions = np.clip(positions, 0, length)
+    pixel = np.minimum(positions.astype(int), length - 1)
+    return pixel, positions - pixel, 1 - (positions - pixel)
