@@ -370,8 +370,8 @@ def _write(path: Path, data: bytes) -> None:
 def encode(rgb: np.ndarray, suffix: str) -> bytes:
     """A picture's file content: PNG (lossless), or JPEG of quality 95 without chroma subsampling.
 
-    Measured on 110 patches of real tissue, 256x256 on one core: this PNG 0.72 ms and 117 KiB; Paeth's filter with libpng's run
-    lengths 2.5 ms and 109 KiB, PIL's own 15.9 ms and 107 KiB; JPEG 0.31 ms and 33 KiB. See ``benchmarks/png_speed.py``.
+    Measured on 110 patches of real tissue, 256x256 on one core: this PNG 0.69 ms and 119 KiB; Paeth's filter with libpng's run
+    lengths 2.6 ms and 109 KiB, PIL's own 15.9 ms and 107 KiB; JPEG 0.32 ms and 33 KiB. See ``benchmarks/png_speed.py``.
     """
     if suffix == ".png":
         return png(rgb)
