@@ -45,6 +45,8 @@ bench: .venv/dev
 	$(PY) benchmarks/feeding.py --patches $(PATCHES)
 	$(PY) benchmarks/step_speed.py
 	$(PY) benchmarks/train_speed.py
+	$(PY) benchmarks/save_speed.py
+	$(PY) benchmarks/generate_speed.py
 	$(PY) benchmarks/growth.py
 	$(PY) benchmarks/evaluate_speed.py --patches $(PATCHES)
 

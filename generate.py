@@ -104,11 +104,14 @@ def write_images(sampler: Sampler, args: argparse.Namespace, together: Processes
             write_manifest(args.out / "manifest.csv", rows)
     jobs = [(label, start) for label in labels for start in range(0, shares[label], CHUNK)][together.rank :: together.world]
     with ThreadPoolExecutor(2) as pool:
+        being_written = iter(())
         for label, start in track(jobs, "generate", unit=f"groups of {CHUNK}"):
             wanted = paths[label][start : start + CHUNK]
             if not known.issuperset(wanted):
                 images = sampler.sample(len(wanted), args.seed, label, start, args.truncation)
-                list(pool.map(save_png, [args.out / path for path in wanted], images))
+                list(being_written)  # waits for the group before, and raises what went wrong with it
+                being_written = pool.map(save_png, [args.out / path for path in wanted], images)
+        list(being_written)
     together.wait()
     say(f"{args.num} images in {args.out} ({', '.join(f'{folder_of(label)} {count}' for label, count in shares.items())})")
 

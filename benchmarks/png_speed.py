@@ -39,7 +39,7 @@ def by_libpng(rgb: np.ndarray) -> bytes:
 
 
 WAYS: dict[str, Callable[[np.ndarray], bytes]] = {
-    "ours: average filter, igzip level 1": png,
+    "ours: up filter, igzip level 1": png,
     "libpng: Paeth's filter, run lengths": by_libpng,
     "PIL's default": by_pil,
     "WebP, lossless, fastest": lambda rgb: imagecodecs.webp_encode(rgb, lossless=True, method=0),

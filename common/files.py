@@ -29,8 +29,9 @@ def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

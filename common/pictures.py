@@ -30,18 +30,16 @@ def grid(images: np.ndarray, columns: int, captions: Sequence[str] = ()) -> Imag
 
 
 def png(rgb: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 -> PNG: filter "average" (ISO/IEC 15948, 9.2), deflated by Intel's igzip, made for speed."""
+    """(H, W, 3) uint8 -> PNG: filter "up" (ISO/IEC 15948, 9.2), deflated by Intel's igzip, made for speed."""
     height, width, _ = rgb.shape
     rows = rgb.reshape(height, 3 * width)
-    left, above = np.zeros_like(rows), np.zeros_like(rows)
-    left[:, 3:], above[1:] = rows[:, :-3], rows[:-1]
     filtered = np.empty((height, 1 + 3 * width), np.uint8)
-    filtered[:, 0] = 3
-    np.subtract(rows, (left & above) + ((left ^ above) >> 1), out=filtered[:, 1:])  # the average without overflow
+    filtered[:, 0], filtered[0, 1:] = 2, rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = isal_zlib.compress(filtered, 1)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", isal_zlib.crc32(kind + body))
+    return b"".join((struct.pack(">I", len(body)), kind, body, struct.pack(">I", isal_zlib.crc32(body, isal_zlib.crc32(kind)))))

@@ -28,9 +28,11 @@ from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
 from data.slides import Reading, Slide, SlideError, aligned
 
 OFFSETS = 12  # grid positions tried along each axis to fit a piece of tissue
+PLACES_AT_ONCE = 50_000  # whose share of tissue is computed in one go
 MAX_PEN_SHARE = 0.01  # of a patch on the overview, where marks are widened
 DENSE = 0.75  # patches with at least this share of tissue go before the others
-OVERLAY_SIDE = 1200  # pixels, about
+OVERLAY_SIDE = 1200  # pixels, at most
+MIN_OVERLAY_SIDE = 500  # pixels: a slide so small that its overview is smaller is read at a finer level for its overlay
 JPEG_QUALITY = 95
 LABEL_COLOURS = {"benign": "#1b9e4b", "gleason3": "#2b6cff", "gleason4": "#ff9500", "gleason5": "#e0115f", "unlabelled": "#555555"}
 # Anything that libraries raise on a damaged file: recorded for the slide, the run goes on.
@@ -163,7 +165,8 @@ def find_places(
     """
     if min(extent) < span:
         return [], {}, f"smaller than one patch ({extent[0]} x {extent[1]} pixels)"
-    mask, pen = tissue.find_tissue(overview), tissue.find_pen(overview)
+    pen = tissue.find_pen(overview)
+    mask = tissue.find_tissue(overview, pen)
     shares, inked = tissue.Shares(mask), tissue.Shares(pen)
     side = span / scale
     taken: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -211,9 +214,7 @@ def _fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue):
     offsets = np.arange(OFFSETS) / OFFSETS * side
     columns = -offsets[:, None] + np.arange(int(width / side) + 2) * side
     best, chosen = -1.0, None
-    for dy in offsets:
-        ys = np.arange(-dy, height, side)
-        share = shares(columns.ravel()[None, :], ys[:, None], side, side).reshape(len(ys), *columns.shape)
+    for ys, share in _grids(shares, columns, [np.arange(-dy, height, side) for dy in offsets], side):
         filled = (np.where(share >= min_tissue, share, 0) ** 2).sum(axis=(0, 2))
         column = int(np.argmax(filled))
         if filled[column] > best:
@@ -222,6 +223,17 @@ def _fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue):
     for row, column in zip(*np.nonzero(enough), strict=True):
         x, y = (left + xs[column]) * scale, (top + ys[row]) * scale
         yield tuple(_inside(value, size, side * scale, downsample) for value, size in zip((x, y), extent, strict=True))
+
+
+def _grids(shares: tissue.Shares, columns: np.ndarray, rows: list[np.ndarray], side: float):
+    """(ys, shares of the patches with corners at these ys and all ``columns``) for each of ``rows``, several at a time: what a
+    call costs is more than what it computes."""
+    together = max(1, PLACES_AT_ONCE // (columns.size * max(map(len, rows))))
+    for start in range(0, len(rows), together):
+        some = rows[start : start + together]
+        found = shares(columns.ravel()[None, :], np.concatenate(some)[:, None], side, side)
+        for ys, share in zip(some, np.split(found, np.cumsum([len(ys) for ys in some])[:-1]), strict=True):
+            yield ys, share.reshape(len(ys), *columns.shape)
 
 
 def _inside(value: float, size: int, span: float, downsample: float) -> int:
@@ -320,13 +332,15 @@ class _Cutter:
 
     def batch(self, indices: range, candidates: list[Candidate]) -> dict[int, Cut | str]:
         """Cut candidates in the order in which they lie on the slide, so that each tile is decoded once."""
-        rows = 512 * self.slide.levels[self.reading.level].downsample
-        in_place = sorted(indices, key=lambda i: (candidates[i].y // rows, candidates[i].x, candidates[i].y))
-        return {i: self.one(i, candidates[i]) for i in in_place}
+        places, size = [(candidates[i].x, candidates[i].y) for i in indices], self.job.patch_size
+        labels = dict.fromkeys(range(len(places)), "unlabelled")
+        if self.mask:
+            labels |= {number: _label(part, self.job.record) for number, part in self.mask.labels(places, self.span, size)}
+        patches = self.slide.patches(self.reading, places, size)
+        return {indices[n]: self.one(indices[n], candidates[indices[n]], patch, labels[n]) for n, patch in patches}
 
-    def one(self, index: int, place: Candidate) -> Cut | str:
+    def one(self, index: int, place: Candidate, patch: np.ndarray, label: str) -> Cut | str:
         """The patch that was written, or the reason why it was not."""
-        patch = self.slide.read_patch(self.reading, place.x, place.y, self.job.patch_size)
         seen = tissue.Inspection(patch, self.reading.mpp)
         if seen.is_blank():
             return "blank"
@@ -334,9 +348,6 @@ class _Cutter:
             return "pen"
         if seen.is_blurred():
             return "blur"
-        label = "unlabelled"
-        if self.mask:
-            label = _label(self.mask.read_labels(place.x, place.y, self.span, self.job.patch_size), self.job.record)
         target = self.job.folder / relative_path(self.job.record.slide_id, label, place.x, place.y, self.job.format)
         write_picture(target, patch)
         mpp = None if self.reading.mpp is None else round(self.reading.mpp, 6)
@@ -347,19 +358,26 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
     """Write (H, W, 3) uint8 as PNG or JPEG by the name's ending, whole or not at all. UserError where the disk refuses."""
     data = encode(rgb, path.suffix)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, durable=False) as file:
-            file.write(data)
+        try:
+            _write(path, data)
+        except FileNotFoundError:  # the first one of its folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, data)
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "check the folder"
         raise UserError(f"{path} cannot be written ({error.strerror}); {hint} and start again, it goes on from here") from error
 
 
+def _write(path: Path, data: bytes) -> None:
+    with replacing(path, durable=False) as file:
+        file.write(data)
+
+
 def encode(rgb: np.ndarray, suffix: str) -> bytes:
     """A picture's file content: PNG (lossless), or JPEG of quality 95 without chroma subsampling.
 
-    Measured on 110 patches of real tissue, 256x256 on one core: this PNG 0.72 ms and 117 KiB; Paeth's filter with libpng's run
-    lengths 2.5 ms and 109 KiB, PIL's own 15.9 ms and 107 KiB; JPEG 0.31 ms and 33 KiB. See ``benchmarks/png_speed.py``.
+    Measured on 110 patches of real tissue, 256x256 on one core: this PNG 0.69 ms and 119 KiB; Paeth's filter with libpng's run
+    lengths 2.6 ms and 109 KiB, PIL's own 15.9 ms and 107 KiB; JPEG 0.32 ms and 33 KiB. See ``benchmarks/png_speed.py``.
     """
     if suffix == ".png":
         return png(rgb)
@@ -381,7 +399,8 @@ def draw_overlay(job: Job, cuts: list[Cut]) -> Failure | None:
         with Slide(job.path) as slide:
             overview, _ = slide.overview()
             side = max(slide.levels[0].width, slide.levels[0].height)
-            picture = overview if 2 * max(overview.shape) >= OVERLAY_SIDE else slide.overview(max(1.0, side / OVERLAY_SIDE))[0]
+            small = max(overview.shape) < MIN_OVERLAY_SIDE
+            picture = slide.overview(max(1.0, side / MIN_OVERLAY_SIDE))[0] if small else overview
             reading = slide.reading(job.level, job.mpp)
             span = job.patch_size * reading.factor * slide.levels[reading.level].downsample
         write_picture(job.overlay, np.asarray(_overlay(picture, side, tissue.find_tissue(overview), span, cuts)))
@@ -396,7 +415,7 @@ def _overlay(picture: np.ndarray, extent: int, mask: np.ndarray, span: float, cu
     """``picture`` with outline and patches. extent: the slide's longer side and span: a patch's side, in level-0 pixels."""
     image = Image.fromarray(picture)
     image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-    outline = Image.fromarray(mask & ~ndimage.binary_erosion(mask)).resize(image.size, Image.Resampling.NEAREST)
+    outline = Image.fromarray(mask & ~tissue.shrunk(mask)).resize(image.size, Image.Resampling.NEAREST)
     image.paste((20, 20, 20), mask=outline)
     draw, zoom = ImageDraw.Draw(image), max(image.size) / extent
     for item in cuts:

@@ -128,13 +128,13 @@ def label_from_mask(mask: np.ndarray, provider: str, gleason_score: str) -> str:
     """
     if provider not in MASK_VALUES:
         return "unlabelled"
-    shares = np.bincount(mask.ravel(), minlength=256) / mask.size
+    share = lambda value: np.count_nonzero(mask == value) / mask.size  # noqa: E731
     if provider == "radboud":
-        benign, cancer = shares[2], {pattern: shares[pattern] for pattern in (3, 4, 5)}
+        benign, cancer = share(2), {pattern: share(pattern) for pattern in (3, 4, 5)}
     else:
         patterns = gleason_patterns(gleason_score)
         pure = patterns is not None and patterns[0] == patterns[1] and patterns[0] > 0
-        benign, cancer = shares[1], {patterns[0] if pure else 0: shares[2]}
+        benign, cancer = share(1), {patterns[0] if pure else 0: share(2)}
     if sum(cancer.values()) <= MAX_CANCER_SHARE_IN_BENIGN:
         return "benign" if benign >= MIN_LABEL_SHARE else "unlabelled"
     pattern = max(cancer, key=cancer.get)

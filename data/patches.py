@@ -434,7 +434,7 @@ def _is_ours(name: str, stems: dict[str, Known]) -> bool:
 
 def _row(record: SlideRecord, item: Cut, path: str, split: str) -> Patch:
     numbers = {"x": item.x, "y": item.y, "level": item.level, "mpp": item.mpp, "tissue": item.tissue, "sharpness": item.sharpness}
-    return Patch(path=path, **asdict(record), label=item.label, **numbers, split=split)
+    return Patch(path=path, **vars(record), label=item.label, **numbers, split=split)
 
 
 def _why_empty(known: Known, quota: int) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from common.storage import Place, files_in
 SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif")
 PLAUSIBLE_MPP = (0.02, 50.0)  # what a microscope can mean; 72 dpi left by an image editor would say 353
 TILE_CACHE_BYTES = 192 * 2**20  # two rows of 512-pixel tiles of a slide 60,000 pixels wide
+BAND = 512  # pixels of a level: regions are read band by band and in order inside each, so that tiles are decoded once
 MAX_TILE_PIXELS = 4096 * 4096
 MAX_OVERVIEW_PIXELS = 9_000_000
 MAX_LEVEL_PIXELS = 20_000_000_000  # reading more than this for an overview takes minutes: the slide lacks its small levels
@@ -147,23 +148,40 @@ class Slide:
         same = abs(factor - 1) < 0.005
         return Reading(fine[-1], 1.0 if same else factor, mpp)
 
-    def read_patch(self, reading: Reading, x: int, y: int, size: int) -> np.ndarray:
-        """Patch as (size, size, 3) uint8. ``x, y``: top left corner in level-0 pixels, as ``on_level`` aligned it."""
-        downsample = self.levels[reading.level].downsample
-        left, top = round(x / downsample), round(y / downsample)
-        if reading.factor == 1.0:
-            return self.read(reading.level, left, top, size, size)
-        span = size * reading.factor
-        region = Image.fromarray(self.read(reading.level, left, top, math.ceil(span), math.ceil(span)))
-        return np.asarray(region.resize((size, size), Image.Resampling.LANCZOS, box=(0, 0, span, span)))
+    def patches(self, reading: Reading, places: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of the place, patch (size, size, 3) uint8) for each of ``places``, in the order in which they lie on the slide.
 
-    def read_labels(self, x: int, y: int, span: float, size: int) -> np.ndarray:
-        """A mask's red channel over ``span`` level-0 pixels, nearest neighbour at level 0, about ``size`` pixels a side, uint8."""
+        places: top left corners in level-0 pixels, as ``aligned`` gives them. Raises SlideError as ``read`` does.
+        """
+        downsample, span = self.levels[reading.level].downsample, size * reading.factor
+        corners = [(round(x / downsample), round(y / downsample)) for x, y in places]
+        for number, region in self._regions(reading.level, corners, math.ceil(span)):
+            if reading.factor != 1.0:
+                image = Image.fromarray(region)
+                region = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=(0, 0, span, span)))
+            yield number, region
+
+    def _regions(self, level: int, corners: list[tuple[int, int]], side: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of the corner, the square of ``side`` pixels at it) for each of ``corners``, all in pixels of ``level``."""
+        if self._tiles and level in self._tiles.pages:
+            for number, region in self._tiles.regions(level, corners, side):
+                yield number, self._read_openslide(level, *corners[number], side, side) if region is None else region
+            return
+        for number in _in_bands(corners):
+            yield number, self.read(level, *corners[number], side, side)
+
+    def labels(self, places: Sequence[tuple[int, int]], span: float, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(number of the place, a mask's red channel over ``span`` level-0 pixels at it) for each of ``places``, as ``patches``.
+
+        Nearest neighbour at level 0, about ``size`` pixels a side, uint8.
+        """
         span, step = round(span), max(1, int(span / size))
-        rows = range(0, span, step)
         if step == 1:
-            return self.read(0, x, y, span, span)[..., 0]
-        return np.stack([self.read(0, x, y + row, span, 1)[0, ::step, 0] for row in rows])
+            yield from ((number, np.ascontiguousarray(region[..., 0])) for number, region in self._regions(0, places, span))
+            return
+        for number in _in_bands(places):  # row by row: the whole of it may be large
+            x, y = places[number]
+            yield number, np.stack([self.read(0, x, y + row, span, 1)[0, ::step, 0] for row in range(0, span, step)])
 
 
 def aligned(value: float, downsample: float) -> int:
@@ -201,13 +219,17 @@ def _mpp(properties) -> float | None:
 
 
 class _TiffTiles:
-    """Reads the tiled levels of a TIFF tile by tile and keeps the last tiles decoded, up to TILE_CACHE_BYTES."""
+    """Reads the tiled levels of a TIFF tile by tile.
+
+    ``read`` keeps the last tiles decoded, those that BAND pixels of the level's height need: more would not be looked at again, and
+    memory that is new to the process costs a tenth of decoding a tile into it.
+    """
 
     def __init__(self, tiff, pages: dict[int, object]):
         self._tiff = tiff
         self.pages = pages
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._room = 0, TILE_CACHE_BYTES
 
     @classmethod
     def of(cls, path: Path, slide, levels: list[Level]) -> _TiffTiles | None:
@@ -234,18 +256,48 @@ class _TiffTiles:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray | None:
         """As ``Slide.read``; None where a tile cannot be decoded here, so that OpenSlide has the last word."""
         page = self.pages[level]
+        self._room = min(TILE_CACHE_BYTES, 3 * page.imagewidth * (BAND + height + 2 * page.tilelength))
         out = np.full((height, width, 3), 255, np.uint8)
-        tile_w, tile_h = page.tilewidth, page.tilelength
-        right, bottom = min(x + width, page.imagewidth), min(y + height, page.imagelength)
-        for row in range(max(y, 0) // tile_h, -(-bottom // tile_h)):
-            for column in range(max(x, 0) // tile_w, -(-right // tile_w)):
-                try:
-                    tile = self._tile(level, row * -(-page.imagewidth // tile_w) + column)
-                except _DECODING_ERRORS:
-                    return None
-                if tile is not None:
-                    _paste(out, tile, column * tile_w - x, row * tile_h - y, right - x, bottom - y)
+        for index in _tiles_under(page, x, y, width, height):
+            try:
+                _paste(out, (x, y), page, index, self._kept(level, index))
+            except _DECODING_ERRORS:
+                return None
         return out
+
+    def regions(self, level: int, corners: list[tuple[int, int]], side: int) -> Iterator[tuple[int, np.ndarray | None]]:
+        """As ``Slide._regions``, with None for one that needs a tile which cannot be decoded here.
+
+        Each tile is decoded once, copied at once to all that need it, while the processor has it at hand, and dropped: a third
+        faster on a large slide than to keep tiles until the next row of patches asks for them.
+        """
+        page, needed_by, missing = self.pages[level], defaultdict(list), {}
+        for number, (x, y) in enumerate(corners):
+            indices = _tiles_under(page, x, y, side, side)
+            missing[number] = len(indices)
+            for index in indices:
+                needed_by[index].append(number)
+        yield from ((number, np.full((side, side, 3), 255, np.uint8)) for number, count in missing.items() if not count)
+        unfinished: dict[int, np.ndarray | None] = {}
+        for index in sorted(needed_by):
+            self._spread(level, index, [(number, corners[number]) for number in needed_by[index]], side, unfinished)
+            for number in needed_by[index]:
+                missing[number] -= 1
+                if not missing[number]:
+                    yield number, unfinished.pop(number)
+
+    def _spread(self, level: int, index: int, users: list, side: int, unfinished: dict[int, np.ndarray | None]) -> None:
+        """Copy one tile to the ``unfinished`` regions of its ``users``, (number, corner) each; None for a tile that is damaged."""
+        try:
+            tile = self._decoded(level, index)
+        except _DECODING_ERRORS:
+            unfinished |= {number: None for number, _ in users}
+            return
+        for number, corner in users:
+            out = unfinished[number] if number in unfinished else np.full((side, side, 3), 255, np.uint8)
+            unfinished[number] = out
+            if out is not None:
+                _paste(out, corner, self.pages[level], index, tile)
 
     def left_out(self, level: int, x: int, y: int, side: int) -> bool:
         """Whether the file has no tile at all in the square of ``side`` pixels at (x, y); False for levels not read here."""
@@ -257,12 +309,22 @@ class _TiffTiles:
         below = range(y // page.tilelength, min((y + side - 1) // page.tilelength + 1, rows))
         return not any(any(page.databytecounts[row * columns + left : row * columns + right]) for row in below)
 
-    def _tile(self, level: int, index: int) -> np.ndarray | None:
-        """Decoded tile (h, w, 3); None for a tile that the file leaves out."""
+    def _kept(self, level: int, index: int) -> np.ndarray | None:
+        """As ``_decoded``, from the tiles that are kept where it is among them."""
         key = level, index
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
+        tile = self._decoded(level, index)
+        if tile is not None:
+            self._cache[key] = tile
+            self._bytes += tile.nbytes
+        while self._bytes > self._room:
+            self._bytes -= self._cache.popitem(last=False)[1].nbytes
+        return tile
+
+    def _decoded(self, level: int, index: int) -> np.ndarray | None:
+        """Tile (h, w, 3); None for one that the file leaves out. Raises one of _DECODING_ERRORS for a damaged one."""
         page = self.pages[level]
         count = page.databytecounts[index]
         if not count:
@@ -272,12 +334,12 @@ class _TiffTiles:
         data = handle.read(count)
         if len(data) != count or (page.compression == _COMPRESSION_JPEG and data.rstrip(b"\0")[-2:] != b"\xff\xd9"):
             raise ValueError("tile is cut short")
-        tile = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
-        self._cache[key] = tile
-        self._bytes += tile.nbytes
-        while self._bytes > TILE_CACHE_BYTES:
-            self._bytes -= self._cache.popitem(last=False)[1].nbytes
-        return tile
+        return page.decode(data, index, jpegtables=page.jpegtables)[0][0]
+
+
+def _in_bands(corners: Sequence[tuple[int, int]]) -> list[int]:
+    """Numbers of ``corners`` in an order that comes back to a tile soon."""
+    return sorted(range(len(corners)), key=lambda i: (corners[i][1] // BAND, corners[i]))
 
 
 def _readable(page) -> bool:
@@ -293,10 +355,23 @@ def _readable(page) -> bool:
     )
 
 
-def _paste(out: np.ndarray, tile: np.ndarray, x: int, y: int, right: int, bottom: int) -> None:
-    """Copy ``tile`` to ``out`` at (x, y), which may lie outside; nothing is written beyond (right, bottom)."""
+def _tiles_under(page, x: int, y: int, width: int, height: int) -> list[int]:
+    """Numbers of the tiles that a region of a page touches; it may lie partly or wholly outside."""
+    across = -(-page.imagewidth // page.tilewidth)
+    rows = range(max(y, 0) // page.tilelength, -(-min(y + height, page.imagelength) // page.tilelength))
+    columns = range(max(x, 0) // page.tilewidth, -(-min(x + width, page.imagewidth) // page.tilewidth))
+    return [row * across + column for row in rows for column in columns]
+
+
+def _paste(out: np.ndarray, corner: tuple[int, int], page, index: int, tile: np.ndarray | None) -> None:
+    """Copy what tile ``index`` of a page shows of the region at ``corner`` to ``out``; nothing for a tile that is left out."""
+    if tile is None:
+        return
+    row, column = divmod(index, -(-page.imagewidth // page.tilewidth))
+    x, y = column * page.tilewidth - corner[0], row * page.tilelength - corner[1]
     x0, y0 = max(x, 0), max(y, 0)
-    x1, y1 = min(x + tile.shape[1], right), min(y + tile.shape[0], bottom)
+    x1 = min(x + tile.shape[1], out.shape[1], page.imagewidth - corner[0])
+    y1 = min(y + tile.shape[0], out.shape[0], page.imagelength - corner[1])
     if x1 > x0 and y1 > y0:
         out[y0:y1, x0:x1] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
 

@@ -36,7 +36,7 @@ def run_jobs(function: Callable[[Task], Result], tasks: Iterable[Task], workers:
     """Yield (task, function(task)) as they are done, from ``workers`` processes; 0 runs them in this process, for debugging.
 
     ``function`` must be importable; what it raises is raised here. Leaving the iteration early ends the processes at once,
-    and so does the death of this process.
+    and so does the death of this process; otherwise they stay for the next call: to start one takes most of a second.
     """
     if workers == 0:
         for task in tasks:
@@ -100,16 +100,18 @@ def run_on_cluster(
 
 def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
     """As ``run_jobs`` until a worker dies: then (task, WorkerDied) for each task under way, the others stay in ``waiting``."""
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    pool = _idle.pop() if _idle else _Pool(workers)
+    if pool.workers != workers:
+        pool.end()
+        pool = _Pool(workers)
     running: dict[Future, object] = {}
+    broken = False
     try:
-        broken = False
         while running or (waiting and not broken):
             while waiting and not broken and len(running) < 2 * workers:
                 try:
                     with _signals_wait():
-                        running[pool.submit(function, waiting[0])] = waiting[0]
+                        running[pool.executor.submit(function, waiting[0])] = waiting[0]
                 except BrokenProcessPool:
                     broken = True
                 else:
@@ -122,10 +124,27 @@ def _one_pool(function: Callable, waiting: deque, workers: int) -> Iterator:
                 else:
                     yield task, future.result()
     finally:
-        if running:  # the iteration is left early: nobody waits for what they are doing
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-        pool.shutdown(cancel_futures=True)
+        if broken or running:  # or the iteration is left early: nobody waits for what they are doing
+            pool.end()
+        else:
+            _idle.append(pool)
+
+
+class _Pool:
+    """Worker processes, started as jobs come."""
+
+    def __init__(self, workers: int):
+        self.workers, self._others = workers, set(multiprocessing.active_children())
+        self.executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+
+    def end(self) -> None:
+        """End the processes at once, whatever they are doing."""
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.terminate()
+        self.executor.shutdown(cancel_futures=True)
+
+
+_idle: list[_Pool] = []  # the processes of the last call, for the next one
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ def latent(config: ModelConfig, seed: int, label: str, index: int) -> Tensor:
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8 on the CPU."""
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    scaled = images.float().add(1).mul_(127.5).round_().clamp_(0, 255)  # the first makes a copy, the others need none
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @torch.no_grad()

@@ -45,6 +45,16 @@ def test_tile_reader_gives_the_pixels_of_openslide_at_level_0(tmp_path, compress
         assert np.array_equal(fast.read(0, *box), slow.read(0, *box))
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_patches_read_together_are_those_read_alone(slide_path, fast):
+    places = [(x, y) for y in (-30, 40, 300, 760, 1000) for x in (770, 0, 130, 512, 1000, 2000)]
+    with Slide(slide_path, fast=fast) as slide:
+        found = dict(slide.patches(slide.reading(), places, 200))
+        assert sorted(found) == list(range(len(places)))
+        for number, (x, y) in enumerate(places):
+            assert np.array_equal(found[number], slide.read(0, x, y, 200, 200))
+
+
 def test_lossless_pixels_are_read_exactly_at_every_level(tmp_path):
     image = draw_slide(3)
     write_pyramid(tmp_path / "a.tiff", image, compression="lzw")
@@ -99,6 +109,8 @@ def test_a_damaged_tile_raises_instead_of_giving_other_pixels(slide_path, tmp_pa
         assert slide.read(0, 0, 0, 200, 200).shape == (200, 200, 3)
         with pytest.raises(SlideError, match="cannot be decoded"):
             slide.read(0, 256, 256, 256, 256)
+    with Slide(tmp_path / "a.tiff") as slide, pytest.raises(SlideError, match="cannot be decoded"):
+        list(slide.patches(slide.reading(), [(0, 0), (200, 200), (700, 700)], 200))
 
 
 def test_level_is_checked(slide_path):
@@ -124,7 +136,7 @@ def test_resampling_keeps_sizes_true(tmp_path):
     image[:, (np.arange(1024) // 60) % 2 == 1] = 0
     write_pyramid(tmp_path / "a.tiff", image, mpp=0.5, compression="lzw")
     with Slide(tmp_path / "a.tiff") as slide:
-        patch = slide.read_patch(slide.reading(mpp=0.75), 0, 0, 256)
+        ((_, patch),) = slide.patches(slide.reading(mpp=0.75), [(0, 0)], 256)
     expected = np.where((np.arange(256) // 40) % 2 == 1, 0, 255)
     inner = np.abs((np.arange(256) % 40) - 20) < 17
     assert patch.shape == (256, 256, 3)
@@ -155,8 +167,8 @@ def test_mask_labels_are_exact(tmp_path):
     mask = draw_mask((2, 5, 3, 4))
     write_pyramid(tmp_path / "mask.tiff", mask, compression="lzw")
     with Slide(tmp_path / "mask.tiff") as slide:
-        assert np.array_equal(slide.read_labels(400, 410, 256, 256), mask[410:666, 400:656, 0])
-        assert np.array_equal(slide.read_labels(128, 128, 768, 256), mask[128:896:3, 128:896:3, 0])
+        assert np.array_equal(dict(slide.labels([(0, 0), (400, 410)], 256, 256))[1], mask[410:666, 400:656, 0])
+        assert np.array_equal(dict(slide.labels([(128, 128)], 768, 256))[0], mask[128:896:3, 128:896:3, 0])
 
 
 @pytest.mark.parametrize("downsample", [1.0, 4.0, 4.000605, 16.0093])

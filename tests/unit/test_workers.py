@@ -43,6 +43,27 @@ def test_every_job_is_done_once(workers):
     assert sorted(run_jobs(double, range(8), workers)) == [(i, 2 * i) for i in range(8)]
 
 
+def pid_of(_):
+    time.sleep(0.2)  # so that one process cannot do all
+    return os.getpid()
+
+
+def test_processes_stay_for_the_next_call_and_are_replaced_when_they_died_meanwhile():
+    first = {pid for _, pid in run_jobs(pid_of, range(4), 2)}
+    assert {pid for _, pid in run_jobs(pid_of, range(4), 2)} == first
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    _wait_for(lambda: not any(map(_alive, first)))
+    assert not first & {pid for _, pid in run_jobs(pid_of, range(4), 2)}
+
+
+def test_leaving_early_ends_the_processes():
+    results = run_jobs(pid_of, range(9), 2)
+    _, pid = next(results)
+    results.close()
+    _wait_for(lambda: not _alive(pid))
+
+
 def test_a_job_that_kills_its_worker_is_given_up_and_the_others_are_done():
     results = dict(run_jobs(die_on_three, range(8), 2))
     assert isinstance(results.pop(3), WorkerDied)
