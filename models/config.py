@@ -20,7 +20,6 @@ STYLE_DIM = 64
 FIELD_CHANNELS = 8
 BEND_CHANNELS = 2  # of the field: where what it paints is moved to, across and down
 FIELD_SIDE = BASE + 2 * MARGIN
-CONTEXT_SIDE = BASE // 2 + 2 * MARGIN  # of a coarser field, for what is larger than a position of the first
 
 _TUPLES = ("g_channels", "d_channels", "attention")
 
@@ -36,7 +35,7 @@ class ModelConfig:
     d_channels: of the residual one from the image size down, of the projected one the width of its heads; attention: resolutions
     with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at; bent:
     whether the generator bends its canvas (in older checkpoints it does not); window: side in pixels of what the discriminator
-    sees at once, 0 for the whole image: see ``View``; context: whether a coarser field of noise lies below the first.
+    sees at once, 0 for the whole image: see ``View``.
     """
 
     model: str
@@ -52,7 +51,6 @@ class ModelConfig:
     grow_from: int = 0
     bent: bool = False
     window: int = 0
-    context: bool = False
 
     @property
     def seen(self) -> int:
@@ -152,8 +150,7 @@ def improved_config(
     return ModelConfig(
         "improved",
         image_size,
-        # Style, coarse field, field, place of the crop.
-        STYLE_DIM + FIELD_CHANNELS * CONTEXT_SIDE**2 + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + 2,
+        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
         num_classes,
         g_channels=widths[:levels],
         d_channels=(width,) if discriminator == "projected" else pyramid,
@@ -164,5 +161,4 @@ def improved_config(
         grow_from=min(image_size, grow_from or 64),
         bent=True,
         window=window if window < image_size else 0,
-        context=True,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import BASE, CONTEXT_SIDE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View
 from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
@@ -56,25 +56,6 @@ class Level(nn.Module):
         return self.attention(torch.add(new, crop(maps, 2), alpha=math.sqrt(0.5)))
 
 
-class Context(nn.Module):
-    """noise (N, FIELD_CHANNELS * CONTEXT_SIDE^2), style -> maps (N, C, FIELD_SIDE, FIELD_SIDE): a level below the first one.
-
-    Its positions are twice as large, an eighth to a quarter of the image: glands and lumina are larger than nuclei.
-    """
-
-    def __init__(self, channels: int, norm: str):
-        super().__init__()
-        self.start = StyledConv(FIELD_CHANNELS, channels, 1, STYLE_DIM, norm)
-        self.first = StyledConv(channels, channels, 3, STYLE_DIM, norm)
-        self.second = StyledConv(channels, channels, 3, STYLE_DIM, norm)
-
-    def forward(self, noise: Tensor, style: Tensor) -> Tensor:
-        field = noise.reshape(len(noise), FIELD_CHANNELS, CONTEXT_SIDE, CONTEXT_SIDE)
-        maps = activate(self.start(field.contiguous(memory_format=torch.channels_last), style))
-        maps = activate(self.second(activate(self.first(maps, style)), style))
-        return double(maps)
-
-
 class ImprovedGenerator(nn.Module):
     """z (N, latent_dim), labels (N,) -> images (N, 3, S, S), about [-1, 1]; squashing them would starve white glass of gradient.
 
@@ -92,7 +73,6 @@ class ImprovedGenerator(nn.Module):
         self.mapping = nn.ModuleList([EqualLinear(start, 2 * STYLE_DIM), EqualLinear(2 * STYLE_DIM, STYLE_DIM)])
         widths = config.g_channels
         self.start = StyledConv(FIELD_CHANNELS, widths[0], 1, STYLE_DIM, config.norm)
-        self.context = Context(widths[0], config.norm) if config.context else None
         self.levels = nn.ModuleList(
             Level(before, after, STYLE_DIM, config.norm, BASE * 2**k in config.attention)
             for k, (before, after) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True))
@@ -108,12 +88,9 @@ class ImprovedGenerator(nn.Module):
         """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
         growth = self.growth if view is None else view.growth
         style = self._style(z[:, :STYLE_DIM], labels)
-        noise, coarse = z[:, STYLE_DIM:-2], FIELD_CHANNELS * CONTEXT_SIDE**2 if self.context else 0
-        field = noise[:, coarse:].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
+        field = z[:, STYLE_DIM:-2].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
         start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
         maps = activate(self.start(start, style))
-        if self.context:
-            maps = (maps + self.context(noise[:, :coarse], style)) * math.sqrt(0.5)
         colors = None
         for number, level in enumerate(self.levels):
             weight = min(1.0, growth - math.log2(BASE) - number + 1.0) if number else 1.0
