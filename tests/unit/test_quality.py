@@ -405,7 +405,7 @@ class Killed(BaseException):
     """Stands for a kill: no handler of the program catches it."""
 
 
-@pytest.mark.parametrize("step", range(12))
+@pytest.mark.parametrize("step", range(9))
 def test_a_kill_at_any_step_loses_nothing_and_a_rerun_finishes(tmp_path, monkeypatch, step):
     folder = tmp_path / "patches"
     plant(folder)
@@ -442,7 +442,7 @@ def test_a_kill_at_any_step_loses_nothing_and_a_rerun_finishes(tmp_path, monkeyp
     assert not judge(folder).broken
     assert everything(folder) | everything(aside) == before
     assert len((aside / "reasons.csv").read_text().splitlines()) == 7
-    assert died == (step < 11)
+    assert died == (step < 8)
 
 
 def test_quarantine_leaves_a_damaged_manifest_alone(tmp_path):
