@@ -9,6 +9,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+# Made now and not with the first line: a signal in the middle of making it would end in an error of tqdm's.
+tqdm.get_lock()
+
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
