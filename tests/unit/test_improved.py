@@ -312,7 +312,9 @@ def test_a_batch_in_parts_is_the_same_step(discriminator, objective, double):
     runs[1].divide()
     assert runs[1].step.parts == 4 and not runs[1].divide()
     labels = torch.arange(16) % 3
-    for step in range(3):
+    for run in runs:
+        run.images = 64  # grown: the next step sees windows and takes the penalties, the one after it sees whole images
+    for step in range(2):
         batch = torch.nn.functional.avg_pool2d(torch.rand(16, 3, 64, 64), 5, 1, 2) * 2 - 1
         for run in runs:
             run.strength = 0.5
