@@ -21,6 +21,7 @@ from common.files import replacing, sha256
 from common.film import SUFFIXES, write_film
 from common.pictures import grid, png
 from common.progress import say, track
+from metrics.images import known as known_label
 from training import processes
 from training.device import choose_device
 from training.processes import Processes
@@ -84,7 +85,7 @@ def labels_of(sampler: Sampler, label: str | None) -> list[str]:
     if label is not None:
         sampler.number(label)  # an unknown label is an error that lists the known ones
         return [label]
-    return [name for name in sampler.labels if name.partition("-")[0] not in {"unlabelled", "unknown"}] or [""]
+    return [name for name in sampler.labels if known_label(name)] or [""]
 
 
 def write_images(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.config import ModelConfig, View
 from models.features import Lite0
-from models.layers import SelfAttention, activate, minibatch_deviation, plain, spectral
+from models.layers import SelfAttention, activate, minibatch_deviation, plain, reduced, spectral
 
 
 class Block(nn.Module):
@@ -78,8 +78,7 @@ class Growing(nn.Module):
 
     def reached(self, images: Tensor) -> Tensor:
         """The images at the size to be seen."""
-        excess = images.shape[-1] // 2 ** math.ceil(self.growth)
-        return F.avg_pool2d(images, excess) if excess > 1 else images
+        return reduced(images, 2 ** math.ceil(self.growth))
 
     def kind(self, labels: Tensor | None, count: int, device: torch.device) -> Tensor | None:
         """What the verdict is asked about: the label, and whether this is a window. (N,) or None."""

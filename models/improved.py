@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View
-from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, double
+from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
@@ -124,8 +124,7 @@ class ImprovedGenerator(nn.Module):
         side = canvas.shape[-1] - SLACK
         moved = (torch.special.ndtr(place) * (SLACK + 1)).floor().clamp(0, SLACK) - SLACK // 2
         share = 2 ** math.ceil(growth) / self.config.image_size
-        offsets = (SLACK // 2 + (moved * share).round()).long().tolist()
-        return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(canvas, offsets, strict=True)])
+        return cut_out(canvas, SLACK // 2 + (moved * share).round(), side)
 
     def _enlarged(self, images: Tensor) -> Tensor:
         size = self.config.image_size

@@ -24,6 +24,18 @@ def crop(maps: Tensor, border: int) -> Tensor:
     return maps[..., border : maps.shape[-2] - border, border : maps.shape[-1] - border]
 
 
+def reduced(images: Tensor, side: int) -> Tensor:
+    """(N, C, S, S) averaged down to ``side``, of which S is a multiple; as they are where they are no larger."""
+    factor = images.shape[-1] // side
+    return F.avg_pool2d(images, factor) if factor > 1 else images
+
+
+def cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """(N, C, side, side): of each image the square at its own corner. corners: (N, 2) whole numbers, down and across."""
+    places = corners.long().tolist()
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, places, strict=True)])
+
+
 def double(maps: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C, 2H - 2, 2W - 2): bilinear, without the outermost positions, which would have to be made up."""
     return crop(F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False), 1)

@@ -16,7 +16,7 @@ from models import losses
 from models.augment import Rows, augment
 from models.config import View
 from models.features import Lite0
-from models.layers import advance_spectral_norms
+from models.layers import advance_spectral_norms, cut_out, reduced
 from training.config import TrainConfig
 from training.processes import Processes
 
@@ -48,13 +48,11 @@ def seen_by(view: View | None, images: Tensor, rows: Rows) -> Tensor:
     """What a view shows of real images (N, 3, S, S): all at its resolution, or a window at a random place of each."""
     if view is None:
         return images
-    excess = images.shape[-1] // view.resolution
-    images = torch.nn.functional.avg_pool2d(images, excess) if excess > 1 else images
+    images = reduced(images, view.resolution)
     if not view.windowed:
         return images
-    places = (rows.rand(2, device=torch.device("cpu")) * (images.shape[-1] - view.side + 1)).long().tolist()
-    windows = [image[:, y : y + view.side, x : x + view.side] for image, (y, x) in zip(images, places, strict=True)]
-    return torch.stack(windows).contiguous(memory_format=torch.channels_last)
+    corners = rows.rand(2, device=torch.device("cpu")) * (images.shape[-1] - view.side + 1)
+    return cut_out(images, corners, view.side).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
