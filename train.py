@@ -60,6 +60,7 @@ def main() -> int:
     if state:
         presets.check_same_networks(args, model)
         resume.restore(trainer, state)
+    trainer.speed_up(args.precision == "bfloat16", args.compile)
     if args.dry_run:
         return dry_run(trainer, make_loader(trainer, dataset, args.workers))
     if trainer.images >= trainer.images_total:

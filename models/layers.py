@@ -32,8 +32,19 @@ def reduced(images: Tensor, side: int) -> Tensor:
 
 def cut_out(images: Tensor, corners: Tensor, side: int) -> Tensor:
     """(N, C, side, side): of each image the square at its own corner. corners: (N, 2) whole numbers, down and across."""
+    if images.device.type != "cpu":
+        return gathered(images, corners, side)
     places = corners.long().tolist()
     return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, places, strict=True)])
+
+
+def gathered(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """The same as ``cut_out`` by indices, slower on a CPU: an accelerator need not wait until the host knows the corners."""
+    count, channels, _, width = images.shape
+    places = corners.to(images.device, torch.long, non_blocking=True)[:, :, None] + torch.arange(side, device=images.device)
+    rows = places[:, 0, None, :, None].expand(count, channels, side, width)
+    columns = places[:, 1, None, None, :].expand(count, channels, side, side)
+    return images.gather(2, rows).gather(3, columns)
 
 
 def double(maps: Tensor) -> Tensor:

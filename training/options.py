@@ -146,6 +146,15 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
     group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of convolutions in training; bfloat16 on CUDA alone, CPUs are slower with it; default %(default)s",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile for the generator: minutes at each resolution, then faster steps"
+    )
+    group.add_argument(
         "--auto_batch", action="store_true", help="when GPU memory is full, take each batch in parts: slower, the same result"
     )
     group.add_argument("--dry_run", action="store_true", help="print configuration, size, memory and time per epoch, and leave")

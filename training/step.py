@@ -91,12 +91,13 @@ class Seen:
 class GanStep:
     """Holds both networks and their optimisers, already on their device in channels_last (1.3 to 2 times the speed on CPUs).
 
-    parts: in how many parts a process takes its share of a batch; more of them need less memory and more time.
+    parts: in how many parts a process takes its share of a batch; more of them need less memory and more time. half: whether
+    convolutions and products are taken in bfloat16 (weights, losses, penalties and what matters to rounding stay float32).
     """
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, processes: Processes | None = None):
         self.generator, self.discriminator, self.config = generator, discriminator, config
-        self.processes, self.parts = processes or Processes(), 1
+        self.processes, self.parts, self.half = processes or Processes(), 1, False
         self.opt_g = make_optimizer(generator, config.lr_g, config.betas)
         self.opt_d = make_optimizer(discriminator, config.lr_d, config.betas)
         self._learned = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -146,13 +147,24 @@ class GanStep:
         torch.manual_seed(batch.seed)
         real, kinds = seen_by(batch.view, batch.real[mine], rows), tuple(self.config.adaptive)
         with torch.set_grad_enabled(learn):
-            fake = self.generator(batch.z[mine], labels, *([batch.view] if batch.view else []))
+            with self._arithmetic():
+                fake = losses.precise(self.generator(batch.z[mine], labels, *([batch.view] if batch.view else [])))
             seen = augment(real, batch.strength, kinds, rows), augment(fake, batch.strength, kinds, rows)
-            with torch.no_grad():
-                real_maps = self.discriminator.look(seen[0])
-            fake_maps = self.discriminator.look(seen[1])
-            features = self._features(real_maps, fake_maps, seen)
+            with self._arithmetic():
+                with torch.no_grad():
+                    real_maps = self.discriminator.look(seen[0])
+                fake_maps = self.discriminator.look(seen[1])
+                features = self._features(real_maps, fake_maps, seen)
         return Seen(rows, labels, real_maps, fake_maps, *features, (small(real), small(fake)))
+
+    def _arithmetic(self) -> torch.autocast:
+        """In what the networks calculate."""
+        return torch.autocast(next(self.generator.parameters()).device.type, torch.bfloat16, enabled=self.half)
+
+    def _judge(self, maps: list[Tensor], labels: Tensor | None) -> Tensor:
+        """D's logits, in float32 at least."""
+        with self._arithmetic():
+            return losses.precise(self.discriminator.judge(maps, labels))
 
     def _features(self, real: list[Tensor], fake: list[Tensor], seen: tuple[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Statistics of frozen features of both; what a projected discriminator has looked at already serves again."""
@@ -174,7 +186,7 @@ class GanStep:
         """Add D's gradients; its loss and its accuracies on real and fake, weighted by the part's share."""
         # Real and fake go through in batches of their own: mixed, batch norm would tell D the answer.
         fake = [item.detach() for item in seen.fake]
-        real_logits, fake_logits = (self.discriminator.judge(maps, seen.labels) for maps in (seen.real, fake))
+        real_logits, fake_logits = (self._judge(maps, seen.labels) for maps in (seen.real, fake))
         loss = losses.discriminator_loss(self.config.objective, real_logits, fake_logits, self.config.label_smoothing)
         total = loss + self.config.penalty_every * self._penalties(seen, fake) if penalise else loss
         (self._share * total).backward()
@@ -198,8 +210,8 @@ class GanStep:
         real_logits = 0.0
         if self.config.objective == "relativistic":
             with torch.no_grad():
-                real_logits = self.discriminator.judge(seen.real, seen.labels)
-        loss = losses.generator_loss(self.config.objective, self.discriminator.judge(seen.fake, seen.labels), real_logits)
+                real_logits = self._judge(seen.real, seen.labels)
+        loss = losses.generator_loss(self.config.objective, self._judge(seen.fake, seen.labels), real_logits)
         loss = self._share * loss
         told = self._share * loss.new_zeros(())
         if self.config.perceptual:

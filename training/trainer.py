@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -121,6 +123,23 @@ class Trainer:
             raise UserError(
                 f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
             ) from error
+
+    def speed_up(self, half: bool, compiled: bool) -> None:
+        """half: calculate in bfloat16 where GanStep says so. compiled: translate the generator by torch.compile.
+
+        Not the discriminator: penalties need its second derivative, which compiled modules do not have. Raises UserError where
+        this machine cannot.
+        """
+        if half and self.device.type != "cuda":
+            raise UserError("--precision bfloat16 is for CUDA: CPUs take up to three times as long with it; leave it out")
+        compiler = os.environ.get("CXX", "g++")
+        if compiled and shutil.which(compiler) is None:
+            raise UserError(f"--compile needs a C++ compiler and {compiler} is not installed; install it or leave --compile out")
+        self.step.half = half
+        if compiled:
+            torch._dynamo.config.recompile_limit = 64  # of one forward in all its levels and sizes: the default of 8 gives up
+            for module in getattr(self.step.generator, "levels", [self.step.generator]):
+                module.compile(dynamic=False)
 
     def divide(self) -> bool:
         """Take each batch in twice as many parts from here on; False where they would become too small."""

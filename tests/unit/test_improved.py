@@ -13,6 +13,7 @@ from common.errors import UserError
 from models import build, losses
 from models.augment import KINDS, MOST, Rows, adapt, augment
 from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View, improved_config
+from models.layers import cut_out, gathered
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
@@ -203,6 +204,12 @@ def test_real_windows_lie_anywhere_and_are_the_same_however_the_batch_is_divided
     assert torch.equal(seen_by(View(5.0), images, Rows(16)), avg_pool2d(images, 2))
 
 
+def test_squares_are_cut_alike_by_slices_and_by_indices():
+    images, corners = torch.randn(3, 2, 20, 20), torch.tensor([[0, 9], [10, 0], [3, 4]])
+    assert torch.equal(cut_out(images, corners, 10), gathered(images, corners, 10))
+    assert torch.equal(gathered(images, corners, 10)[2], images[2, :, 3:13, 4:14])
+
+
 def test_discriminators_tell_windows_from_whole_images():
     for classes, labels in ((3, LABELS), (0, None)):
         config = replace(improved_config(64, classes, window=32, discriminator="residual"), d_channels=(4, 8, 8, 8))
@@ -322,6 +329,44 @@ def test_a_batch_in_parts_is_the_same_step(discriminator, objective, double):
         assert torch.allclose(whole, parts, rtol=1e-7), (step, whole, parts)
     states = [run.step.generator.state_dict() for run in runs]
     assert all(torch.allclose(a, states[1][name], rtol=1e-7) for name, a in states[0].items() if torch.is_tensor(a))
+
+
+@pytest.mark.parametrize(("objective", "discriminator"), [("relativistic", "projected"), ("wgan", "residual")])
+def test_half_precision_takes_nearly_the_same_step(objective, discriminator):
+    batch = torch.nn.functional.avg_pool2d(torch.rand(4, 3, 64, 64), 5, 1, 2) * 2 - 1
+    found = []
+    for half in (False, True):
+        run = trainer(objective, discriminator, warmup_images=0)
+        run.step.half, run.strength = half, 0.5
+        statistics = run.train_on(batch, LABELS)
+        assert statistics.dtype == torch.float32
+        found.append((statistics, [p.grad.flatten() for p in run.step.generator.parameters() if p.grad is not None]))
+        assert all(p.dtype == torch.float32 for p in run.step.generator.parameters())
+    assert not torch.equal(found[0][0], found[1][0])
+    assert torch.allclose(found[0][0][:2], found[1][0][:2], rtol=0.05, atol=0.01)
+    assert torch.cosine_similarity(torch.cat(found[0][1]), torch.cat(found[1][1]), dim=0) > 0.9
+
+
+def test_cpus_are_not_slowed_down_by_half_precision():
+    with pytest.raises(UserError, match="--precision bfloat16 is for CUDA"):
+        trainer().speed_up(half=True, compiled=False)
+
+
+def test_compiling_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler is not installed; install it or leave --compile out"):
+        trainer().speed_up(half=False, compiled=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_generator_takes_the_same_steps():
+    batch = torch.rand(4, 3, 64, 64) * 2 - 1
+    plain, compiled = trainer(grow_images=4), trainer(grow_images=4)
+    compiled.speed_up(half=False, compiled=True)
+    for _ in range(3):
+        assert torch.allclose(plain.train_on(batch, LABELS), compiled.train_on(batch, LABELS), rtol=1e-3)
+    assert plain.state()["ema"].keys() == compiled.state()["ema"].keys()
+    assert plain.state()["generator"].keys() == compiled.state()["generator"].keys()
 
 
 def test_a_batch_must_divide_among_the_processes():
