@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models.config import dcgan_config
 from tests.conftest import write_noise_patches
 from training import checkpoint
+from training.config import TrainConfig
+from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -64,6 +68,7 @@ def workers_of(parent):
     return [int(number) for number in path.read_text().split()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_a_killed_process_comes_back_and_one_alone_goes_on(tmp_path, patches):
     words = torchrun(2, *training(patches, 4), restarts=2)
     with open(tmp_path / "out.txt", "w") as out:
@@ -81,17 +86,19 @@ def test_a_killed_process_comes_back_and_one_alone_goes_on(tmp_path, patches):
     done = subprocess.run(alone, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(tmp_path / "checkpoints" / checkpoint.FINAL)["progress"]["images"] == 5 * 24
-    two_processes_generate_the_images_of_one(tmp_path)
 
 
-def two_processes_generate_the_images_of_one(folder):
+def test_two_processes_generate_the_images_of_one(tmp_path):
+    trainer = Trainer(dcgan_config(64, 0), TrainConfig("x", "none"), [], [], 10, torch.device("cpu"))
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.save(tmp_path / "checkpoints" / checkpoint.FINAL, trainer.state())
     made = []
     for name, start in (("one", [sys.executable]), ("two", torchrun(2))):
         words = [*start, ROOT / "generate.py", "--num", 50, "--out", name, "--device", "cpu"]
-        done = subprocess.run(list(map(str, words)), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
-        files = (path for path in (folder / name).rglob("*") if path.is_file())
-        made.append({path.relative_to(folder / name): path.read_bytes() for path in files})
+        files = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        made.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
     assert len(made[0]) == 51
     assert made[0] == made[1]
 
