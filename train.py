@@ -24,6 +24,7 @@ from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
 from metrics.watch import COUNT, Watch
 from models.config import ModelConfig
+from models.features import LITE0_WEIGHTS
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import choose_device, describe
@@ -41,6 +42,8 @@ def main() -> int:
     args = parser.parse_args()
     options.check(parser, args)
     args.patches = at_hand(args.patches)
+    if args.backbone_weights:
+        LITE0_WEIGHTS.use(args.backbone_weights)
     together, device = processes.join(choose_device(args.device))
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
     if processes.restarted() and checkpoint.all_in(folder):

@@ -84,6 +84,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def _improved(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--preset", choices=tuple(WIDTHS), help="size of the networks; default cpu, gpu on CUDA")
     group.add_argument("--discriminator", choices=DISCRIMINATORS, help="on frozen features, or on pixels alone; default projected")
+    group.add_argument(
+        "--backbone_weights",
+        type=Path,
+        metavar="FILE",
+        help="EfficientNet-Lite0's weights for the discriminator and the feature matching; default the installed package's",
+    )
     group.add_argument("--norm", choices=NORMS, help="how styles act in the generator; default demodulation")
     switch = argparse.BooleanOptionalAction
     group.add_argument("--attention", action=switch, default=None, help="self-attention at 16x16; default on")

