@@ -134,7 +134,7 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
             log.picture("real.png", real_grid(dataset), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share, args.auto_batch)
-        held_out = held_out_patches(dataset, config.seed, trainer.device) if eval_every and first else None
+        held_out = held_out_patches(dataset, config.seed, trainer.device, eval_every > 0) if first else None
         run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
         log.close()
@@ -152,9 +152,11 @@ def real_grid(dataset: PatchDataset):
     return grid(middle_of(np.stack([dataset.pixels(index) for index in chosen]), dataset.image_size), 8, captions)
 
 
-def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device) -> HeldOut:
-    """At most COUNT patches of the test split to score against, of the training split where there is no other."""
-    held_out = dataset.other_split("test") or dataset
+def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device, scored: bool) -> HeldOut | None:
+    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
+    held_out = dataset.other_split("test") or (dataset if scored else None)
+    if held_out is None:
+        return None
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:COUNT]
     images, labels = zip(*(held_out[int(index)] for index in chosen), strict=True)
     if held_out is dataset:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from data.manifest import Patch, write_manifest
 from metrics.features import Extractor
 from tests.scripts import run_script
 from training import checkpoint
@@ -205,6 +207,22 @@ def test_scores_during_training_change_nothing_and_keep_the_best(patches, finish
     whole, watched = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (finished, tmp_path))
     for network in ("generator", "discriminator", "ema"):
         assert all(torch.equal(value, watched[network][name]) for name, value in whole[network].items()), network
+
+
+def test_held_out_patches_are_judged_in_each_line_without_scores_too(patches, tmp_path):
+    folder = shutil.copytree(patches, tmp_path / "patches", ignore=shutil.ignore_patterns(".*"))
+    rows = []
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        name, split = f"slide{number // 3}", "train" if number < 9 else "test"
+        rows.append(
+            Patch(
+                f"{path.parent.name}/{path.name}", name, "radboud", 4, "4+4", path.parent.name, number, 0, 0, 0.5, 0.9, 50.0, split
+            )
+        )
+    write_manifest(folder, rows)
+    run(folder, tmp_path, "--epochs", 1, *START)
+    lines = [json.loads(line) for line in (tmp_path / "logs/metrics.jsonl").read_text().splitlines()]
+    assert lines and all(0 <= line["acc_held_out"] <= 1 and "kid" not in line for line in lines)
 
 
 def test_missing_weights_are_a_note_and_not_the_end(patches, tmp_path, monkeypatch):
