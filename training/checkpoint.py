@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -48,8 +49,9 @@ def load(path: Path) -> dict:
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 damaged bytes make an unpickler raise anything at all
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a whole checkpoint ({reason}); resume from another one") from error
+        foreign = isinstance(error, pickle.UnpicklingError)
+        reason = "it is none, or holds objects that could run code when loaded" if foreign else "the file is cut off or damaged"
+        raise UserError(f"{path} is not a whole checkpoint: {reason}; resume from another one") from error
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no checkpoint; give a file that train.py wrote")
     if is_plain_state_dict(state):
