@@ -28,7 +28,7 @@ demo: .venv/main
 	@echo "          demo/logs/train.log              the training, line by line"
 
 test: .venv/dev
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 lint: .venv/dev
 	$(PY) -m ruff check .
