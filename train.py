@@ -27,7 +27,7 @@ from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
-from training.device import choose_device, describe
+from training.device import check_speed_ups, choose_device, describe
 from training.dry_run import dry_run
 from training.lock import lock_folder
 from training.run import Follower, Habits, HeldOut, Run
@@ -45,6 +45,7 @@ def main() -> int:
     if args.backbone_weights:
         LITE0_WEIGHTS.use(args.backbone_weights)
     together, device = processes.join(choose_device(args.device))
+    check_speed_ups(device, args.precision == "bfloat16", args.compile)
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
     if processes.restarted() and checkpoint.all_in(folder):
         args.resume = ""  # torchrun started everything again after a process failed

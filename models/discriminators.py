@@ -180,14 +180,12 @@ class ProjectedDiscriminator(Growing):
     noise and exact colours.
     """
 
-    channels = (16, 24, 40, 112)
-
     def __init__(self, config: ModelConfig, pretrained: bool = True):
         super().__init__(config)
         normalise = spectral if config.spectral_norm else plain
         width = config.d_channels[0]
         self.backbone = Lite0(pretrained)
-        self.mixing = Mixing(self.channels, width)
+        self.mixing = Mixing(Lite0.fine, width)
         sides = [config.seen // stride for stride in (2, 4, 8, 16)]
         self.heads = nn.ModuleList(Head(width, side, width, self.kinds, normalise) for side in sides)
         self.register_load_state_dict_pre_hook(_without_backbone)

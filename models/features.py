@@ -29,6 +29,7 @@ class Lite0(nn.Module):
 
     channels = (24, 40, 112, 320)  # of the four maps that forward returns
     strides = (4, 8, 16, 32)  # pixels of the input per position of each map
+    fine = (16, 24, 40, 112)  # channels of the maps of stages 0 to 3, which teach
 
     def __init__(self, pretrained: bool = True):
         super().__init__()
@@ -54,7 +55,7 @@ class Lite0(nn.Module):
         return self.network.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
 
     def maps(self, images: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
-        """Maps of the named stages alone; stage 0 to 4 have strides 2 to 32 and 16, 24, 40, 112, 320 channels."""
+        """Maps of the named stages alone; stage 0 to 4 have strides 2 to 32 and ``fine`` and 320 channels."""
         return self.network.forward_intermediates(images, indices=list(stages), intermediates_only=True, stop_early=True)
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ class TrainConfig:
     which a weight counts half in the averaged generator. augmentation: strengths by kind. stain_normalize: none, macenko, reinhard.
     objective: one of models.losses.OBJECTIVES. r1, r2, gradient_penalty: weights of the penalties on D's gradient, taken every
     penalty_every steps and so much more strongly (lazy regularisation, Karras et al., StyleGAN2, 2020). perceptual: weight of the
-    feature matching. adaptive: kinds of augmentation in front of D, [] for none. warmup_images, lr_decay: see training.schedule.
+    feature matching. grading: weight of labels being clear, see models.grader. adaptive: kinds of augmentation in front of D, []
+    for none. warmup_images, lr_decay: see training.schedule.
     grow_images: length of a phase of progressive growing. betas: Adam's.
     """
 
@@ -37,11 +38,17 @@ class TrainConfig:
     gradient_penalty: float = 0.0
     penalty_every: int = 8
     perceptual: float = 0.0
+    grading: float = 0.0
     adaptive: list[str] = field(default_factory=list)
     warmup_images: int = 0
     lr_decay: str = "none"
     grow_images: int = 10_000
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
+
+    @property
+    def teaches(self) -> bool:
+        """Whether frozen features teach the generator."""
+        return bool(self.perceptual or self.grading)
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""

@@ -26,6 +26,7 @@ RUN_FLAGS = {
     "r2": True,
     "gradient_penalty": True,
     "perceptual": True,
+    "grading": True,
     "adaptive": True,
     "warmup_images": True,
     "lr_decay": True,
@@ -114,10 +115,17 @@ def _objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
     group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 3, for dcgan 0")
     group.add_argument(
+        "--grading", type=non_negative_float, help="weight of showing the label as clearly as real patches do; default 0"
+    )
+    group.add_argument(
         "--adaptive", nargs="*", choices=KINDS, help="augmentation in front of D, as strong as it needs; no kind switches it off"
     )
     group.add_argument("--warmup_images", type=natural, help="images of linear warm-up; default 2000, for dcgan 0")
-    group.add_argument("--lr_decay", choices=("none", "cosine"), help="of both learning rates over the run; default none")
+    group.add_argument(
+        "--lr_decay",
+        choices=("none", "late", "cosine"),
+        help="of both learning rates to 0: over the last quarter of the run, or all of it; default none",
+    )
 
 
 def _training(group: argparse._ArgumentGroup) -> None:

@@ -16,10 +16,12 @@ from models import losses
 from models.augment import Rows, augment
 from models.config import View
 from models.features import Lite0
+from models.grader import Grader
 from models.layers import advance_spectral_norms, cut_out, reduced
 from training.config import TrainConfig
 from training.processes import Processes
 
+GRADER_RATE = 5e-4
 STATISTICS = ("loss_d", "loss_g", "acc_real", "acc_fake", "grad_d", "grad_g", "diversity")
 
 
@@ -95,15 +97,27 @@ class GanStep:
     convolutions and products are taken in bfloat16 (weights, losses, penalties and what matters to rounding stay float32).
     """
 
-    def __init__(self, generator: nn.Module, discriminator: nn.Module, config: TrainConfig, processes: Processes | None = None):
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        config: TrainConfig,
+        processes: Processes | None = None,
+        num_classes: int = 0,
+    ):
         self.generator, self.discriminator, self.config = generator, discriminator, config
         self.processes, self.parts, self.half = processes or Processes(), 1, False
         self.opt_g = make_optimizer(generator, config.lr_g, config.betas)
         self.opt_d = make_optimizer(discriminator, config.lr_d, config.betas)
         self._learned = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
-        self._teacher = None
-        if config.perceptual and not hasattr(discriminator, "backbone"):
-            self._teacher = Lite0().to(next(generator.parameters()).device, memory_format=torch.channels_last)
+        device = next(generator.parameters()).device
+        self._teacher, self.graders = None, nn.ModuleList()
+        if config.teaches and not hasattr(discriminator, "backbone"):
+            self._teacher = Lite0().to(device, memory_format=torch.channels_last)
+        if config.grading and num_classes:
+            # One for whole images, one for windows, which show less of the tissue and more of the cells.
+            self.graders = nn.ModuleList(Grader(2 * sum(Lite0.fine), num_classes) for _ in range(2)).to(device)
+            self.opt_c = make_optimizer(self.graders, GRADER_RATE, [0.9, 0.999])
 
     def __call__(self, batch: Batch, rate: float = 1.0, penalise: bool = False) -> Tensor:
         """One update of both networks.
@@ -125,10 +139,13 @@ class GanStep:
         self._update(self.opt_d, self.discriminator)
         labels = None if batch.labels is None else self.processes.gather(batch.labels)
         everything = [self._together(parts) for parts in zip(*kept, strict=True)]
+        grader = self.graders[int(batch.view is not None and batch.view.windowed)] if self.graders else None
+        if grader is not None:
+            self._learn_labels(grader, everything, labels)
         self._freeze(True)  # D only passes the gradient on: not computing its own saves a third of its backward pass
         advance_spectral_norms(self.discriminator)
         for part in range(self.parts):
-            sums[1] += self._generator(whole or self._look(batch, part, True), everything, labels)
+            sums[1] += self._generator(whole or self._look(batch, part, True), everything, labels, grader)
         self._update(self.opt_g, self.generator)
         loss_d, loss_g, *accuracy = self.processes.total(sums).unbind()
         norms = [gradient_norm(self.discriminator), gradient_norm(self.generator)]
@@ -168,7 +185,7 @@ class GanStep:
 
     def _features(self, real: list[Tensor], fake: list[Tensor], seen: tuple[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Statistics of frozen features of both; what a projected discriminator has looked at already serves again."""
-        if not self.config.perceptual:
+        if not self.config.teaches:
             return [], []
         if self._teacher is None:
             real, fake = real[1:], fake[1:]
@@ -205,7 +222,13 @@ class GanStep:
             total = total + config.gradient_penalty * penalty
         return total
 
-    def _generator(self, seen: Seen, everything: list[Tensor], labels: Tensor | None) -> Tensor:
+    def _learn_labels(self, grader: Grader, everything: list[Tensor], labels: Tensor) -> None:
+        """The same in every process, since each has the features of the whole batch."""
+        self.opt_c.zero_grad(set_to_none=True)
+        grader.learn(everything[: len(Lite0.fine)], labels).backward()
+        self.opt_c.step()
+
+    def _generator(self, seen: Seen, everything: list[Tensor], labels: Tensor | None, grader: Grader | None) -> Tensor:
         """Add G's gradients; its loss weighted by the part's share. everything, labels: see ``Seen.kept``, of the whole batch."""
         real_logits = 0.0
         if self.config.objective == "relativistic":
@@ -214,12 +237,14 @@ class GanStep:
         loss = losses.generator_loss(self.config.objective, self._judge(seen.fake, seen.labels), real_logits)
         loss = self._share * loss
         told = self._share * loss.new_zeros(())
-        if self.config.perceptual:
+        if self.config.teaches:
             count = len(seen.fake_features)
             fake = [seen.rows.put(mine, all_) for mine, all_ in zip(seen.fake_features, everything[count : 2 * count], strict=True)]
-            matching = self.config.perceptual * losses.energy_distance(everything[:count], fake, labels)
+            taught = self.config.perceptual * losses.energy_distance(everything[:count], fake, labels)
+            if grader is not None:
+                taught = taught + self.config.grading * grader.unclear(fake, labels)
             # Of the whole batch: each part and process passes on the gradient of its own images.
-            loss, told = loss + matching, (self._share - 1.0) * matching.detach()
+            loss, told = loss + taught, (self._share - 1.0) * taught.detach()
         loss.backward()
         return loss.detach() + told
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import platform
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,7 +53,7 @@ class Trainer:
         self.model, self.config, self.device = model, config, device
         self.classes, self.class_counts = list(classes), list(class_counts)
         self.images_per_epoch, self.images = images_per_epoch, 0
-        self.step = GanStep(generator, discriminator, config, self.processes)
+        self.step = GanStep(generator, discriminator, config, self.processes, model.num_classes)
         self.ema = make_ema(generator)
         self.best_kid = math.inf
         self.strength = 0.0  # of the augmentation in front of D
@@ -105,7 +103,11 @@ class Trainer:
             "opt_g": self.step.opt_g.state_dict(),
             "opt_d": self.step.opt_d.state_dict(),
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        }
+        } | self._graders_state()
+
+    def _graders_state(self) -> dict:
+        step = self.step
+        return {"graders": step.graders.state_dict(), "opt_c": step.opt_c.state_dict()} if step.graders else {}
 
     def restore(self, state: dict) -> None:
         """Take over the state of a checkpoint whose model is this one's. The learning rates are this run's: each step sets them."""
@@ -115,6 +117,9 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.step.opt_g.load_state_dict(state["opt_g"])
             self.step.opt_d.load_state_dict(state["opt_d"])
+            if "graders" in state and self.step.graders:
+                self.step.graders.load_state_dict(state["graders"])
+                self.step.opt_c.load_state_dict(state["opt_c"])
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
@@ -127,14 +132,8 @@ class Trainer:
     def speed_up(self, half: bool, compiled: bool) -> None:
         """half: calculate in bfloat16 where GanStep says so. compiled: translate the generator by torch.compile.
 
-        Not the discriminator: penalties need its second derivative, which compiled modules do not have. Raises UserError where
-        this machine cannot.
+        Not the discriminator: penalties need its second derivative, which compiled modules do not have.
         """
-        if half and self.device.type != "cuda":
-            raise UserError("--precision bfloat16 is for CUDA: CPUs take up to three times as long with it; leave it out")
-        compiler = os.environ.get("CXX", "g++")
-        if compiled and shutil.which(compiler) is None:
-            raise UserError(f"--compile needs a C++ compiler and {compiler} is not installed; install it or leave --compile out")
         self.step.half = half
         if compiled:
             torch._dynamo.config.recompile_limit = 64  # of one forward in all its levels and sizes: the default of 8 gives up

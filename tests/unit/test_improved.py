@@ -12,8 +12,8 @@ from torch.nn.functional import avg_pool2d
 from common.errors import UserError
 from models import build, losses
 from models.augment import KINDS, MOST, Rows, adapt, augment
-from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View, improved_config
-from models.layers import cut_out, gathered
+from models.config import BEND_CHANNELS, FIELD_CHANNELS, STYLE_DIM, ModelConfig, View, improved_config
+from models.layers import Doubling, cut_out, gathered
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
@@ -61,7 +61,7 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
-    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS + BEND_CHANNELS, FIELD_SIDE, FIELD_SIDE)
+    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS + BEND_CHANNELS, config.field_side, config.field_side)
     field[:, FIELD_CHANNELS:] *= 0.5  # so that nothing is fetched from beyond the canvas
     field = field.roll(-1, 3)
     moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
@@ -77,7 +77,7 @@ def test_style_label_field_and_place_all_matter():
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
     image = generator(z, LABELS[:1])
-    moves = -2 - BEND_CHANNELS * FIELD_SIDE**2
+    moves = -2 - BEND_CHANNELS * config.field_side**2
     parts = {"style": slice(0, STYLE_DIM), "field": slice(STYLE_DIM, moves), "moves": slice(moves, -2), "place": slice(-2, None)}
     for name, part in parts.items():
         changed = z.clone()
@@ -86,13 +86,22 @@ def test_style_label_field_and_place_all_matter():
     assert not torch.allclose(image, generator(z, LABELS[1:2]), atol=1e-3)
 
 
-def test_a_checkpoint_from_before_the_bending_paints_what_it_painted():
-    before = small().to_dict()
-    del before["bent"]
-    before["latent_dim"] -= BEND_CHANNELS * FIELD_SIDE**2
+@pytest.mark.parametrize("lacking", [("smooth",), ("smooth", "bent")])
+def test_older_checkpoints_are_built_as_they_were(lacking):
+    before = {name: value for name, value in small().to_dict().items() if name not in lacking}
+    before["latent_dim"] = STYLE_DIM + (FIELD_CHANNELS + (0 if "bent" in lacking else BEND_CHANNELS)) * 18**2 + 2
     config = ModelConfig.from_dict(before)
     generator, _ = build(config)
-    assert not config.bent and generator(torch.randn(2, config.latent_dim), LABELS[:2]).shape == (2, 3, 64, 64)
+    assert (config.smooth, config.bent) == (False, "bent" not in lacking)
+    assert generator(torch.randn(2, config.latent_dim), LABELS[:2]).shape == (2, 3, 64, 64)
+
+
+def test_doublings_are_the_curves_they_are_named_after():
+    maps = torch.randn(2, 3, 9, 8)
+    expected = torch.nn.functional.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+    assert torch.allclose(Doubling(smooth=False)(maps), expected[..., 1:-1, 1:-1], atol=1e-6)
+    smooth = avg_pool2d(avg_pool2d(expected[..., 1:-1, 1:-1], 2, 1), 2, 1)
+    assert torch.allclose(Doubling(smooth=True)(maps), smooth, atol=1e-6)
 
 
 def test_growth_fades_levels_in_and_travels_with_the_weights():
@@ -295,17 +304,18 @@ def test_every_objective_takes_steps_with_every_discriminator(objective, discrim
 @pytest.mark.parametrize(("discriminator", "window"), [("residual", 32), ("projected", None)])
 def test_a_restored_run_goes_on_bit_for_bit(discriminator, window):
     batches = [torch.rand(4, 3, 64, 64) * 2 - 1 for _ in range(5)]
-    whole = trainer(discriminator=discriminator, window=window, grow_images=4)
+    whole = trainer(discriminator=discriminator, window=window, grow_images=4, grading=1.0)
     whole.strength = 0.4
     for batch in batches[:3]:
         whole.train_on(batch, LABELS)
     state = whole.state()
     state = {name: (value.copy() if isinstance(value, dict) else value) for name, value in state.items()}
-    again = trainer(discriminator=discriminator, window=window, grow_images=4)
+    again = trainer(discriminator=discriminator, window=window, grow_images=4, grading=1.0)
     again.restore(torch.load(_stored(state), weights_only=True))
     for batch in batches[3:]:
         assert torch.equal(whole.train_on(batch, LABELS), again.train_on(batch, LABELS))
     assert again.strength == whole.strength and len(again._verdicts) == len(whole._verdicts)
+    assert str(whole.step.graders.state_dict()) == str(again.step.graders.state_dict())
     for name, value in whole.step.generator.state_dict().items():
         other = again.step.generator.state_dict()[name]
         assert value == other if isinstance(value, float) else torch.equal(value, other)
@@ -313,7 +323,7 @@ def test_a_restored_run_goes_on_bit_for_bit(discriminator, window):
 
 @pytest.mark.parametrize(("objective", "discriminator"), [("relativistic", "projected"), ("wgan", "residual")])
 def test_a_batch_in_parts_is_the_same_step(discriminator, objective, double):
-    same = {"batch_size": 16, "warmup_images": 0, "adaptive": list(KINDS), "grow_images": 4, "window": 32}
+    same = {"batch_size": 16, "warmup_images": 0, "adaptive": list(KINDS), "grow_images": 4, "window": 32, "grading": 1.0}
     runs = [trainer(objective, discriminator, **same) for _ in range(2)]
     runs[1].divide()
     runs[1].divide()
@@ -345,17 +355,6 @@ def test_half_precision_takes_nearly_the_same_step(objective, discriminator):
     assert not torch.equal(found[0][0], found[1][0])
     assert torch.allclose(found[0][0][:2], found[1][0][:2], rtol=0.05, atol=0.01)
     assert torch.cosine_similarity(torch.cat(found[0][1]), torch.cat(found[1][1]), dim=0) > 0.9
-
-
-def test_cpus_are_not_slowed_down_by_half_precision():
-    with pytest.raises(UserError, match="--precision bfloat16 is for CUDA"):
-        trainer().speed_up(half=True, compiled=False)
-
-
-def test_compiling_without_a_compiler_says_so(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="no-such-compiler is not installed; install it or leave --compile out"):
-        trainer().speed_up(half=False, compiled=True)
 
 
 @pytest.mark.slow

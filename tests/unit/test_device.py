@@ -1,0 +1,25 @@
+"""What a machine can do is asked before the data is read."""
+
+import pytest
+import torch
+
+from common.errors import UserError
+from training.device import check_speed_ups
+
+CPU = torch.device("cpu")
+
+
+def test_cpus_are_not_slowed_down_by_half_precision():
+    with pytest.raises(UserError, match="--precision bfloat16 is for CUDA"):
+        check_speed_ups(CPU, half=True, compiled=False)
+
+
+def test_compiling_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="no-such-compiler is not installed; install it or leave --compile out"):
+        check_speed_ups(CPU, half=False, compiled=True)
+
+
+def test_plain_training_is_possible_anywhere(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check_speed_ups(CPU, half=False, compiled=False)
