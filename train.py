@@ -22,6 +22,7 @@ from data.augment import Augmentation
 from data.copies import at_hand
 from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
+from data.resident import Resident, fits
 from metrics.watch import COUNT, Watch
 from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
@@ -105,14 +106,16 @@ def choose_condition(args) -> str:
     return condition
 
 
-def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) -> DataLoader:
-    """Batches from the trainer's place on the clock to the end of the run."""
-    costly = any(trainer.config.augmentation[name] for name in ("rotation", "color_jitter", "elastic", "noise", "stain_jitter"))
-    cuda = trainer.device.type == "cuda"
-    workers = (2 if costly or cuda or dataset.decodes else 0) if workers is None else workers
+def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) -> DataLoader | Resident:
+    """Batches from the trainer's place on the clock to the end of the run; from the GPU's memory where all patches fit there."""
     order = BalancedOrder(dataset.groups(), trainer.config.seed)
     rank, world = trainer.processes.rank, trainer.processes.world
     batches = BatchesFrom(order, trainer.config.batch_size, trainer.images, trainer.images_total, rank, world)
+    if workers is None and fits(dataset, trainer.device):
+        return Resident(dataset, batches, trainer.device)
+    cuda = trainer.device.type == "cuda"
+    if workers is None:
+        workers = 2 if cuda or dataset.decodes or not dataset.augmentation.symmetries_only else 0
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
 
 

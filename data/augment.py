@@ -49,22 +49,33 @@ class Augmentation:
 
     def __call__(self, pixels: Tensor, image_size: int, seed: int) -> Tensor:
         """(3, C, C) uint8 with C = canvas_size(image_size) -> (3, image_size, image_size) float in [-1, 1], decided by ``seed``."""
-        image = self._symmetries(pixels, random.Random(seed)).to(torch.float32).div_(255.0)
-        if self.rotation or self.elastic or self.color_jitter or self.stain_jitter or self.noise:
+        image = self.moved(pixels, *self.symmetry(seed)).to(torch.float32).div_(255.0)
+        if not self.symmetries_only:
             before = torch.get_rng_state()
             torch.default_generator.manual_seed(seed)
             image = self._colors(self._shapes(image, image_size))
             torch.set_rng_state(before)
         return image.mul_(2.0).sub_(1.0)
 
-    def _symmetries(self, pixels: Tensor, chance: random.Random) -> Tensor:
-        if chance.random() < self.flips:
+    @property
+    def symmetries_only(self) -> bool:
+        """Whether patches are mirrored and turned and nothing else."""
+        return not (self.rotation or self.elastic or self.color_jitter or self.stain_jitter or self.noise)
+
+    def symmetry(self, seed: int) -> tuple[bool, bool, int]:
+        """(mirrored across, mirrored down, quarter turns 0..3), decided by ``seed``."""
+        chance = random.Random(seed)
+        across, down = chance.random() < self.flips, chance.random() < self.flips
+        return across, down, chance.randint(1, 3) if chance.random() < self.quarter_turns else 0
+
+    @staticmethod
+    def moved(pixels: Tensor, across: bool, down: bool, turns: int) -> Tensor:
+        """(C, H, W) mirrored, then turned."""
+        if across:
             pixels = pixels.flip(-1)
-        if chance.random() < self.flips:
+        if down:
             pixels = pixels.flip(-2)
-        if chance.random() < self.quarter_turns:
-            pixels = pixels.rot90(chance.randint(1, 3), (-2, -1))
-        return pixels
+        return pixels.rot90(turns, (-2, -1)) if turns else pixels
 
     def _shapes(self, image: Tensor, image_size: int) -> Tensor:
         # torchvision takes two seconds to import, which a start without these kinds need not pay.

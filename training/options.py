@@ -60,7 +60,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="folder of patches or shards, or its URL such as s3://BUCKET/shards; default %(default)s",
     )
     data.add_argument("--stain_normalize", choices=("none", "macenko", "reinhard"), help="give all patches one stain; default none")
-    data.add_argument("--workers", type=natural, help="loader processes; default 0 (2 when an augmentation costs time, or on CUDA)")
+    data.add_argument(
+        "--workers",
+        type=natural,
+        help="loader processes; default 0, 2 where preparing patches costs time, and on CUDA none where they fit into its memory",
+    )
     augment = parser.add_argument_group("augmentation of the training patches")
     for name, (kind, text) in AUGMENTATIONS.items():
         augment.add_argument(f"--{name}", type=kind, help=text)
