@@ -134,14 +134,17 @@ def test_hangup_leaves_from_a_terminal_and_goes_on_under_nohup(patches, tmp_path
         folder = tmp_path / str(number)
         arguments = [*prefix, *command(patches, folder, "--epochs", 5000, *START[:8])]
         process = subprocess.Popen(arguments, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
-        wait_for(lambda folder=folder: (folder / "logs/samples/real.png").exists())
-        process.send_signal(signal.SIGHUP)
-        wait_for((folder / "checkpoints" / "latest.pt").exists)
-        if expected is None:
-            assert process.poll() is None
-            process.send_signal(signal.SIGTERM)
-            expected = 143
-        assert process.wait(timeout=60) == expected
+        try:
+            wait_for(lambda folder=folder: (folder / "logs/samples/real.png").exists())
+            process.send_signal(signal.SIGHUP)
+            wait_for((folder / "checkpoints" / "latest.pt").exists)
+            if expected is None:
+                assert process.poll() is None
+                process.send_signal(signal.SIGTERM)
+                expected = 143
+            assert process.wait(timeout=60) == expected
+        finally:
+            process.kill()  # without effect once it has left
 
 
 def test_another_run_is_not_written_over(patches, finished):
