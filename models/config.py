@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from common.errors import UserError
 
@@ -15,9 +15,11 @@ IMAGE_SIZES = (64, 128, 256)
 
 # The improved generator's start: see models.improved.
 BASE = 8  # positions a side of the noise field that end up in the image
+MARGIN = 5  # positions on each side at the start of each level: two convolutions and a doubling lead back to it
 STYLE_DIM = 64
 FIELD_CHANNELS = 8
 BEND_CHANNELS = 2  # of the field: where what it paints is moved to, across and down
+FIELD_SIDE = BASE + 2 * MARGIN
 
 _TUPLES = ("g_channels", "d_channels", "attention")
 
@@ -32,8 +34,7 @@ class ModelConfig:
     The rest is the improved model's: g_channels count from 8x8 up to the image size; discriminator, norm: see the names above;
     d_channels: of the residual one from the image size down, of the projected one the width of its heads; attention: resolutions
     with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at; bent:
-    whether the generator bends its canvas (in older checkpoints it does not); smooth: whether its doublings are splines of degree 5
-    (in older checkpoints bilinear); window: side in pixels of what the discriminator
+    whether the generator bends its canvas (in older checkpoints it does not); window: side in pixels of what the discriminator
     sees at once, 0 for the whole image: see ``View``.
     """
 
@@ -49,18 +50,7 @@ class ModelConfig:
     spectral_norm: bool = False
     grow_from: int = 0
     bent: bool = False
-    smooth: bool = False
     window: int = 0
-
-    @property
-    def margin(self) -> int:
-        """Positions on each side at the start of each level: two convolutions and a doubling lead back to it."""
-        return 6 if self.smooth else 5
-
-    @property
-    def field_side(self) -> int:
-        """Positions a side of the noise field that the generator starts from."""
-        return BASE + 2 * self.margin
 
     @property
     def seen(self) -> int:
@@ -157,10 +147,10 @@ def improved_config(
     widths, width = WIDTHS[preset]
     levels = image_size.bit_length() - 3
     pyramid = tuple(min(8 * width, width * 2**k // 2) for k in range(window.bit_length() - 2))
-    config = ModelConfig(
+    return ModelConfig(
         "improved",
         image_size,
-        0,
+        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
         num_classes,
         g_channels=widths[:levels],
         d_channels=(width,) if discriminator == "projected" else pyramid,
@@ -170,8 +160,5 @@ def improved_config(
         spectral_norm=spectral_norm,
         grow_from=min(image_size, grow_from or 64),
         bent=True,
-        smooth=True,
         window=window if window < image_size else 0,
     )
-    # Style, noise field, place of the crop.
-    return replace(config, latent_dim=STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * config.field_side**2 + 2)

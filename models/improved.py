@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import BASE, FIELD_CHANNELS, STYLE_DIM, ModelConfig, View
-from models.layers import GAIN, Doubling, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View
+from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
@@ -24,22 +24,21 @@ COLOR_GAIN = 0.8  # start with pale colours; each level adds its share
 
 
 def bend(maps: Tensor, noise: Tensor) -> Tensor:
-    """Maps of the second level (N, C, H, W), read at randomly, smoothly moved places. noise: (N, 2, F, F) for a field of side F.
+    """Maps of the second level (N, C, H, W), read at randomly, smoothly moved places. noise: (N, 2, FIELD_SIDE, FIELD_SIDE).
 
     The field that the generator starts from is a lattice, and the nuclei painted from it would stand in rows and columns. Moved by
     about a third of a position of the lattice, more or less, they do not. Moving further, or less smoothly, tears them.
     """
     # Twice a mean over 3x3: a triangle of weights, whose standard deviation 19/81 is made 1 again.
     smooth = F.avg_pool2d(F.avg_pool2d(noise, 3, 1), 3, 1) * (81 / 19)
-    moves = F.interpolate(smooth, scale_factor=2.0, mode="bilinear", align_corners=False)
-    moves = crop(moves, (moves.shape[-1] - maps.shape[-1]) // 2) * (BEND * 2.0 / maps.shape[-1])
+    moves = crop(F.interpolate(smooth, scale_factor=2.0, mode="bilinear", align_corners=False), 3) * (BEND * 2.0 / maps.shape[-1])
     identity = torch.eye(2, 3, dtype=maps.dtype, device=maps.device).expand(len(maps), 2, 3)
     places = F.affine_grid(identity, list(maps.shape), align_corners=False) + moves.permute(0, 2, 3, 1)
     return F.grid_sample(maps, places, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 class Level(nn.Module):
-    """One resolution: maps (N, C, s, s) -> (N, C', s - 4, s - 4), a residual pair of 3x3 convolutions."""
+    """One resolution: maps (N, C, r + 10, r + 10) -> (N, C', r + 6, r + 6), a residual pair of 3x3 convolutions."""
 
     def __init__(self, inputs: int, outputs: int, style_dim: int, norm: str, attention: bool):
         super().__init__()
@@ -73,7 +72,6 @@ class ImprovedGenerator(nn.Module):
         start = STYLE_DIM * (2 if config.num_classes else 1)
         self.mapping = nn.ModuleList([EqualLinear(start, 2 * STYLE_DIM), EqualLinear(2 * STYLE_DIM, STYLE_DIM)])
         widths = config.g_channels
-        self.doubling = Doubling(config.smooth)
         self.start = StyledConv(FIELD_CHANNELS, widths[0], 1, STYLE_DIM, config.norm)
         self.levels = nn.ModuleList(
             Level(before, after, STYLE_DIM, config.norm, BASE * 2**k in config.attention)
@@ -90,7 +88,7 @@ class ImprovedGenerator(nn.Module):
         """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
         growth = self.growth if view is None else view.growth
         style = self._style(z[:, :STYLE_DIM], labels)
-        field = z[:, STYLE_DIM:-2].reshape(len(z), -1, self.config.field_side, self.config.field_side)
+        field = z[:, STYLE_DIM:-2].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
         start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
         maps = activate(self.start(start, style))
         colors = None
@@ -100,10 +98,8 @@ class ImprovedGenerator(nn.Module):
                 break
             if number:
                 # The narrowing 1x1 convolution commutes with the doubling, and costs a quarter before it.
-                maps, colors = self.doubling(level.enter(maps)), crop(self.doubling(colors), 2)
-                if number + math.log2(BASE) >= growth:  # the last level leads to no doubling: two convolutions and SLACK follow
-                    spare = self.config.margin - 2 - SLACK // 2
-                    maps, colors = crop(maps, spare), crop(colors, spare)
+                maps = double(level.enter(maps))
+                colors = crop(double(colors), 2)
             maps = level(maps, style)
             if number == 1 and self.config.bent:
                 maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])

@@ -12,8 +12,9 @@ from torch.nn.functional import avg_pool2d
 from common.errors import UserError
 from models import build, losses
 from models.augment import KINDS, MOST, Rows, adapt, augment
-from models.config import BEND_CHANNELS, FIELD_CHANNELS, STYLE_DIM, ModelConfig, View, improved_config
-from models.layers import Doubling, cut_out, gathered
+from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View, improved_config
+from models.layers import cut_out, gathered
+from models.layers import double as double_size
 from training.config import TrainConfig
 from training.dry_run import stages
 from training.presets import training_defaults
@@ -61,7 +62,7 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
-    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS + BEND_CHANNELS, config.field_side, config.field_side)
+    field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS + BEND_CHANNELS, FIELD_SIDE, FIELD_SIDE)
     field[:, FIELD_CHANNELS:] *= 0.5  # so that nothing is fetched from beyond the canvas
     field = field.roll(-1, 3)
     moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
@@ -77,7 +78,7 @@ def test_style_label_field_and_place_all_matter():
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
     image = generator(z, LABELS[:1])
-    moves = -2 - BEND_CHANNELS * config.field_side**2
+    moves = -2 - BEND_CHANNELS * FIELD_SIDE**2
     parts = {"style": slice(0, STYLE_DIM), "field": slice(STYLE_DIM, moves), "moves": slice(moves, -2), "place": slice(-2, None)}
     for name, part in parts.items():
         changed = z.clone()
@@ -86,22 +87,19 @@ def test_style_label_field_and_place_all_matter():
     assert not torch.allclose(image, generator(z, LABELS[1:2]), atol=1e-3)
 
 
-@pytest.mark.parametrize("lacking", [("smooth",), ("smooth", "bent")])
-def test_older_checkpoints_are_built_as_they_were(lacking):
-    before = {name: value for name, value in small().to_dict().items() if name not in lacking}
-    before["latent_dim"] = STYLE_DIM + (FIELD_CHANNELS + (0 if "bent" in lacking else BEND_CHANNELS)) * 18**2 + 2
+def test_a_checkpoint_from_before_the_bending_paints_what_it_painted():
+    before = small().to_dict()
+    del before["bent"]
+    before["latent_dim"] -= BEND_CHANNELS * FIELD_SIDE**2
     config = ModelConfig.from_dict(before)
     generator, _ = build(config)
-    assert (config.smooth, config.bent) == (False, "bent" not in lacking)
-    assert generator(torch.randn(2, config.latent_dim), LABELS[:2]).shape == (2, 3, 64, 64)
+    assert not config.bent and generator(torch.randn(2, config.latent_dim), LABELS[:2]).shape == (2, 3, 64, 64)
 
 
-def test_doublings_are_the_curves_they_are_named_after():
+def test_doubling_is_bilinear():
     maps = torch.randn(2, 3, 9, 8)
     expected = torch.nn.functional.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
-    assert torch.allclose(Doubling(smooth=False)(maps), expected[..., 1:-1, 1:-1], atol=1e-6)
-    smooth = avg_pool2d(avg_pool2d(expected[..., 1:-1, 1:-1], 2, 1), 2, 1)
-    assert torch.allclose(Doubling(smooth=True)(maps), smooth, atol=1e-6)
+    assert torch.allclose(double_size(maps), expected[..., 1:-1, 1:-1], atol=1e-6)
 
 
 def test_growth_fades_levels_in_and_travels_with_the_weights():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from metrics import artefacts
 from metrics.artefacts import artefacts_section, between_groups, dead_corners, periodic_power, power_spectrum
 from tests.drawn_tissue import drawn_tissue
 
@@ -42,16 +43,32 @@ def test_a_faint_checkerboard_is_named(period):
 @pytest.mark.parametrize("period", [2, 4, 8])
 def test_stripes_and_boards_stand_out_at_their_own_period(period):
     images = drawn_tissue(60, 128)
-    powers = {p: periodic_power(power_spectrum(checkerboard(images, period, 6)), p) for p in (2, 4, 8)}
+    powers = {p: periodic_power(power_spectrum(checkerboard(images, period, 6)), p)[0] for p in (2, 4, 8)}
     assert max(powers, key=powers.get) == period
     assert powers[period] > 1
     stripes = images.copy()
     stripes[:, ::period] = np.clip(stripes[:, ::period].astype(int) - 12, 0, 255)
-    assert periodic_power(power_spectrum(stripes), period) > 0.5
+    assert periodic_power(power_spectrum(stripes), period)[0] > 0.5
+
+
+@pytest.mark.parametrize(("period", "wave", "expected"), [(2, [3, -3], 3.0), (8, 4 * np.cos(np.arange(8) * np.pi / 4), 8**0.5)])
+def test_a_pattern_has_its_grey_levels(period, wave, expected):
+    images = 150.0 + np.random.default_rng(0).normal(0, 0.5, (8, 64, 64, 1)) + np.resize(wave, 64)[:, None]
+    _, levels = periodic_power(power_spectrum(images.repeat(3, axis=3)), period)
+    assert levels == pytest.approx(expected, rel=0.02)
+
+
+def test_a_pattern_that_no_eye_sees_is_reported_and_not_objected_to(monkeypatch):
+    images = checkerboard(FRESH, 2, 3)
+    monkeypatch.setattr(artefacts, "VISIBLE", 4.0)
+    section = artefacts_section(images, TRAIN, HELD_OUT, GROUPS)
+    assert not section.findings
+    found = section.numbers["period 2"]
+    assert found["generated"] > found["limit"] and found["grey_levels"] == pytest.approx(3.0, rel=0.1)
 
 
 def test_a_period_too_long_for_the_image_is_left_alone():
-    assert periodic_power(np.ones((16, 16)), 16) == 0
+    assert periodic_power(np.ones((16, 16)), 16) == (0, 0)
 
 
 @pytest.mark.parametrize(("colour", "name"), [(0, "black corners"), (255, "white corners")])
