@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common import cli
+from common.errors import UserError
 from common.pictures import grid
 from common.progress import say
 from data.augment import Augmentation
@@ -52,6 +53,8 @@ def main() -> int:
         args.resume = ""  # torchrun started everything again after a process failed
     source, state = resume.find_state(args, folder, log_folder)
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
+    if args.grading and config.condition == "none":
+        raise UserError("--grading asks for clear labels and --condition none has none; leave one of them out")
     with together.first_goes_ahead():  # it writes the cache of decoded patches
         dataset = open_patches(args, config, state)
     if args.preview_augmentation:

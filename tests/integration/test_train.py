@@ -163,6 +163,7 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
     assert "contradicts" in run(patches, finished, "--resume", final, "--condition", "none", expect=1)
     assert "contradicts" in run(patches, finished, "--resume", final, "--preset", "gpu", expect=1)
     assert "extract_patches.py" in run(tmp_path / "nothing", tmp_path, expect=1)
+    assert "leave one of them out" in run(patches, tmp_path, "--condition", "none", "--grading", 1, expect=1)
     assert "no checkpoint" in run(patches, tmp_path, "--resume", tmp_path / "x.pt", expect=1)
     assert "at least 2" in run(patches, tmp_path, "--batch_size", 1, expect=2)
     assert "--run_name" in run(patches, tmp_path, "--run_name", "../x", expect=2)
