@@ -256,6 +256,8 @@ def test_schedules_are_functions_of_images_seen():
     assert learning_rate_factor(499, 1000, "none", 10**6) == pytest.approx(0.5)
     assert learning_rate_factor(5000, 0, "cosine", 10_000) == pytest.approx(0.5)
     assert learning_rate_factor(10_000, 0, "cosine", 10_000) == pytest.approx(0.0)
+    late = [learning_rate_factor(images, 1000, "late", 10_000) for images in (499, 7_500, 8_750, 10_000, 12_000)]
+    assert late == pytest.approx([0.5, 1.0, 0.5, 0.0, 0.0])
     assert [growth(images, 16, 64, 100) for images in (0, 99, 150, 200, 350, 400, 9999)] == [4, 4, 4.5, 5, 5.5, 6, 6]
     assert growth(0, 64, 64, 100) == 6.0
 
