@@ -31,7 +31,8 @@ def statistics(model: str, steps: int, together: processes.Processes) -> list[li
         networks = replace(networks, g_channels=(8, 8, 8, 4), d_channels=(8,))
     else:
         networks = replace(networks, g_channels=(8, 8, 8, 8), d_channels=(8, 8, 8, 8))
-    config = TrainConfig("", "label", batch_size=BATCH, grow_images=200, **training_defaults(model, None))
+    grading = 1.0 if model == "improved" else 0.0
+    config = TrainConfig("", "label", batch_size=BATCH, grow_images=200, grading=grading, **training_defaults(model, None))
     trainer = Trainer(networks, config, list("abc"), [9, 9, 9], 10_000, torch.device("cpu"), together)
     trainer.strength, rows = 0.3, []
     for step in range(steps):

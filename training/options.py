@@ -119,7 +119,7 @@ def _objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
     group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 3, for dcgan 0")
     group.add_argument(
-        "--grading", type=non_negative_float, help="weight of showing the label as clearly as real patches; default 1, dcgan 0"
+        "--grading", type=non_negative_float, help="weight of showing the label as clearly as real patches; default 0"
     )
     group.add_argument(
         "--adaptive", nargs="*", choices=KINDS, help="augmentation in front of D, as strong as it needs; no kind switches it off"
@@ -128,7 +128,7 @@ def _objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lr_decay",
         choices=("none", "late", "cosine"),
-        help="of both learning rates to 0: over the last quarter of the run, or all of it; default late, for dcgan none",
+        help="of both learning rates to 0: over the last quarter of the run, or all of it; default none",
     )
 
 

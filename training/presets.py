@@ -18,10 +18,8 @@ _IMPROVED = {
     "lr_d": 5e-4,
     "label_smoothing": 0.0,
     "perceptual": 3.0,
-    "grading": 1.0,
     "adaptive": ["translation", "color", "stain"],
     "warmup_images": 2_000,
-    "lr_decay": "late",
     "betas": [0.0, 0.99],
 }
 # A penalty belongs to some objectives: Gulrajani et al. 2017; R3GAN 2024; a hinge with spectral norm needs none.
