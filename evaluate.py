@@ -11,7 +11,6 @@ Writes OUT/report.html for people and OUT/metrics.json for programs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
-from data.dataset import PatchFile, class_of, condition_of, content_of, decode, list_patches
+from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
 from data.holdout import slide_of, train_and_held_out
 from metrics.copies import SIDE, Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
@@ -62,11 +61,6 @@ def parse_arguments() -> argparse.Namespace:
     files.add_argument("--out", type=Path, default=Path("evaluation"), help="report.html, metrics.json (default: %(default)s)")
     files.add_argument("--cache", type=Path, default=Path("datasets/.features"), help="real features (default: %(default)s)")
     return parser.parse_args()
-
-
-def reader(folder: Path) -> Callable[[Path, int], np.ndarray]:
-    """decode(path, size) for the paths below ``folder``, which may hold shards."""
-    return lambda path, size: decode(content_of(folder, path.relative_to(folder).as_posix()), size)
 
 
 def read_set(folder: Path, files: list[PatchFile], size: int, condition: str, what: str) -> ImageSet:

@@ -2,14 +2,14 @@
 
 python generate.py --checkpoint checkpoints/G_final.pt --num 500 --label gleason4 --out synthetic/
 python generate.py --checkpoint checkpoints/G_final.pt --num 2000 --out synthetic/            every label in turn
+python generate.py --checkpoint checkpoints/G_final.pt --num 500 --best_of 4         the clearest of four for each
 python generate.py --checkpoint checkpoints/G_final.pt --grid samples.png
 python generate.py --checkpoint checkpoints/G_final.pt --interpolate walk.mp4 --label benign
 torchrun --nproc_per_node 8 -- generate.py --num 100000 --out synthetic/        the same images by eight processes
 """
 
 import argparse
-import csv
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,27 @@ import torch
 
 from common import cli
 from common.errors import UserError
-from common.files import replacing, sha256
+from common.files import sha256
 from common.film import SUFFIXES, write_film
-from common.pictures import grid, png
-from common.progress import say, track
+from common.pictures import grid
+from common.progress import say
+from common.storage import Place, place
+from data.copies import at_hand
+from data.dataset import class_of, condition_of, reader
+from data.holdout import train_and_held_out
+from metrics.features import backbone
+from metrics.images import choose, image_set, read_images
 from metrics.images import known as known_label
+from metrics.selection import LabelJudge, best_of
+from models.features import LITE0_WEIGHTS, Lite0
+from models.losses import statistics
 from training import processes
 from training.device import choose_device
 from training.processes import Processes
-from training.sampling import CHUNK, Sampler, closed_walk, latent, load_sampler
+from training.sampling import Sampler, closed_walk, latent, load_sampler
+from training.synthetic import Origin, write_images
 
-COLUMNS = ("path", "label", "index", "seed", "truncation", "checkpoint", "checkpoint_sha256")
+MOST_PATCHES = 2048  # that the judge of --best_of learns from
 GRID_COLUMNS = 8
 STOPS, FRAMES_BETWEEN_STOPS, FRAMES_PER_SECOND = 6, 24, 12
 
@@ -42,7 +52,7 @@ def main() -> int:
     if args.interpolate and together.first:
         film(sampler, args)
     if args.num:
-        write_images(sampler, args, together)
+        write(sampler, args, together)
     processes.leave(together)
     return 0
 
@@ -63,7 +73,22 @@ def parse() -> argparse.Namespace:
     what.add_argument(
         "--truncation", type=cli.fraction, default=1.0, help="0..1, below 1 more typical and less varied; default %(default)s"
     )
+    what.add_argument(
+        "--best_of",
+        type=cli.positive_int,
+        default=1,
+        metavar="N",
+        help="draw N images for each of --num and keep the one that shows its label most clearly to a classifier of the training "
+        "patches; default %(default)s",
+    )
     where = parser.add_argument_group("where")
+    where.add_argument(
+        "--patches",
+        type=place,
+        default=Path("datasets/patches"),
+        metavar="DIR",
+        help="what the classifier of --best_of learns from, folder or URL; default %(default)s",
+    )
     where.add_argument(
         "--out",
         type=Path,
@@ -75,6 +100,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if not (args.num or args.grid or args.interpolate):
         parser.error("say what to make: --num N images, --grid FILE or --interpolate FILE")
+    if args.best_of > 1 and not args.num:
+        parser.error("--best_of chooses among the images of --num; give a number")
     if args.interpolate and args.interpolate.suffix.lower() not in SUFFIXES:
         parser.error("--interpolate writes .gif or .mp4; give the file one of these endings")
     return args
@@ -88,62 +115,34 @@ def labels_of(sampler: Sampler, label: str | None) -> list[str]:
     return [name for name in sampler.labels if known_label(name)] or [""]
 
 
-def write_images(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:
-    """OUT/LABEL/000042.png for each image and one manifest; images that are there already are kept, so that a run can go on."""
+def write(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:
+    """--num images into --out, shared evenly among the labels."""
     labels = labels_of(sampler, args.label)
     shares = {label: args.num // len(labels) + (rank < args.num % len(labels)) for rank, label in enumerate(labels)}
-    digest = sha256(args.checkpoint)
-    rows = read_rows(args.out / "manifest.csv", digest, args)
-    known = {path for path in rows if (args.out / path).exists()}
-    paths = {label: [f"{folder_of(label)}/{index:06d}.png" for index in range(shares[label])] for label in labels}
-    for label in labels:
-        (args.out / folder_of(label)).mkdir(parents=True, exist_ok=True)
-        common = (args.seed, args.truncation, args.checkpoint.as_posix(), digest)
-        rows |= {path: (path, folder_of(label), index, *common) for index, path in enumerate(paths[label])}
-    with together.first_goes_ahead():
-        if together.first:  # before any image, so that what a killed run leaves behind is known for ours
-            write_manifest(args.out / "manifest.csv", rows)
-    jobs = [(label, start) for label in labels for start in range(0, shares[label], CHUNK)][together.rank :: together.world]
-    with ThreadPoolExecutor(2) as pool:
-        being_written = iter(())
-        for label, start in track(jobs, "generate", unit=f"groups of {CHUNK}"):
-            wanted = paths[label][start : start + CHUNK]
-            if not known.issuperset(wanted):
-                images = sampler.sample(len(wanted), args.seed, label, start, args.truncation)
-                list(being_written)  # waits for the group before, and raises what went wrong with it
-                being_written = pool.map(save_png, [args.out / path for path in wanted], images)
-        list(being_written)
-    together.wait()
-    say(f"{args.num} images in {args.out} ({', '.join(f'{folder_of(label)} {count}' for label, count in shares.items())})")
+    origin = Origin(args.seed, args.truncation, args.checkpoint.as_posix(), sha256(args.checkpoint), args.best_of)
+    sample = sampler.sample
+    if args.best_of > 1 and not sampler.labels:
+        raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
+    if args.best_of > 1:
+        sample = best_of(sample, cache(partial(label_judge, sampler, args.patches, labels)), args.best_of)
+    write_images(sample, shares, args.out, origin, together)
 
 
-def write_manifest(path: Path, rows: dict[str, tuple]) -> None:
-    with replacing(path, "w") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[name] for name in sorted(rows))])
+def label_judge(sampler: Sampler, folder: Place, asked: list[str]) -> LabelJudge:
+    """What the training patches of a folder teach about the model's labels, at the size of its images."""
+    folder, condition = at_hand(folder), condition_of(sampler.labels)
+    files = train_and_held_out(folder)[0]
+    files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
+    images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
+    labels = [known_label(class_of(file, condition)) for file in files]
+    look = partial(fine_statistics, Lite0().to(sampler.device, memory_format=torch.channels_last))
+    extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, look, str(sampler.device), sampler.image_size)
+    return LabelJudge(image_set(images, labels), asked, extractor)
 
 
-def folder_of(label: str) -> str:
-    return label or "unconditional"
-
-
-def read_rows(path: Path, digest: str, args: argparse.Namespace) -> dict[str, tuple]:
-    """Rows of an earlier call into the same folder. Raises UserError when its images came from another checkpoint or seed."""
-    if not path.exists():
-        foreign = next(args.out.glob("*/*.png"), None) if args.out.is_dir() else None
-        if foreign:
-            raise UserError(f"{args.out} holds images without a manifest ({foreign.name}); choose another --out")
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = {row["path"]: tuple(row[name] for name in COLUMNS) for row in csv.DictReader(file)}
-    for row in rows.values():
-        if (row[3], float(row[4]), row[6]) != (str(args.seed), args.truncation, digest):
-            raise UserError(f"{args.out} holds images of another checkpoint, seed or truncation; choose another --out")
-    return rows
-
-
-def save_png(path: Path, image: np.ndarray) -> None:
-    with replacing(path, durable=False) as file:
-        file.write(png(image))
+def fine_statistics(network: Lite0, images: torch.Tensor) -> torch.Tensor:
+    """Means and standard deviations of the channels of the four finest maps, (N, 384): what the feature matching sees."""
+    return torch.cat([statistics(maps) for maps in network.maps(images, tuple(range(len(Lite0.fine))))], dim=1)
 
 
 def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:

@@ -129,6 +129,11 @@ def decode(source: Path | io.BytesIO, size: int) -> np.ndarray:
     return np.asarray(image.crop(box) if size == side else image.resize((size, size), resample, box=box))
 
 
+def reader(folder: Path) -> Callable[[Path, int], np.ndarray]:
+    """decode(path, size) for the paths below ``folder``, which may hold shards."""
+    return lambda path, size: decode(content_of(folder, path.relative_to(folder).as_posix()), size)
+
+
 class PatchDataset(Dataset):
     """Patches as (image float (3, S, S) in [-1, 1], label int).
 

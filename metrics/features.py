@@ -50,14 +50,18 @@ class Extractor:
         return digest.hexdigest()
 
 
-def extract(images: np.ndarray, extractor: Extractor, what: str = "features", cache: Path | None = None) -> np.ndarray:
-    """Features of ``images`` (N, H, W, 3) uint8: (N, D) float32. With ``cache``, kept in that folder by content."""
+def extract(images: np.ndarray, extractor: Extractor, what: str | None = "features", cache: Path | None = None) -> np.ndarray:
+    """Features of ``images`` (N, H, W, 3) uint8: (N, D) float32. With ``cache``, kept in that folder by content.
+
+    what: to call it while it runs; None: silent.
+    """
     file = cache / f"{extractor.key(images)}.npy" if cache else None
     if file and file.is_file():
         return np.load(file, allow_pickle=False)
     starts = range(0, len(images), extractor.batch)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
-        parts = [_run(images[start : start + extractor.batch], extractor) for start in track(starts, what, unit="batches")]
+        shown = track(starts, what, unit="batches") if what else starts
+        parts = [_run(images[start : start + extractor.batch], extractor) for start in shown]
     features = np.concatenate(parts)
     if file:
         cache.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ class Labelled:
 
 
 class Classifier:
-    """Multinomial logistic regression with every class weighing the same; ``predict`` gives label names."""
+    """Multinomial logistic regression with every class weighing the same. classes: their names (C,), sorted."""
 
     def __init__(self, training: Labelled, iterations: int = 100):
         self.classes, targets = np.unique(training.labels, return_inverse=True)
@@ -58,9 +58,14 @@ class Classifier:
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return ((features - self.mean) / self.scale).astype(np.float32)
 
+    def log_probabilities(self, features: np.ndarray) -> np.ndarray:
+        """(N, C), a column for each of ``classes``."""
+        scores = self._scaled(features) @ self.weights[:-1] + self.weights[-1]
+        return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Label names (N,)."""
-        return self.classes[(self._scaled(features) @ self.weights[:-1] + self.weights[-1]).argmax(1)]
+        return self.classes[self.log_probabilities(features).argmax(1)]
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from models.config import ModelConfig
+from tests.conftest import write_noise_patches
 from tests.scripts import run_script
 from training import checkpoint
 from training.config import TrainConfig
@@ -63,6 +64,30 @@ def test_other_seeds_do_not_mix(weights, tmp_path):
     assert pixels(tmp_path).keys() == before.keys()
 
 
+def test_the_clearest_are_candidates_and_are_not_mixed_with_others(weights, tmp_path):
+    """The extractor is real, the patches are noise of two stains: what is learned from them does not matter here."""
+    write_noise_patches(tmp_path / "patches", 160, ("benign", "gleason4"))
+    flags = ("--num", 4, "--best_of", 3, "--patches", tmp_path / "patches", "--out", tmp_path / "chosen")
+    generate(weights, *flags)
+    generate(weights, "--num", 12, "--out", tmp_path / "all")
+    candidates, chosen = pixels(tmp_path / "all"), pixels(tmp_path / "chosen")
+    for label in ("benign", "gleason4"):
+        for k in range(2):
+            group = [candidates[f"{label}/{3 * k + j:06d}.png"] for j in range(3)]
+            assert any(np.array_equal(chosen[f"{label}/{k:06d}.png"], image) for image in group)
+    assert "--best_of" in generate(weights, "--num", 4, "--out", tmp_path / "chosen", expect=1)
+    assert pixels(tmp_path / "chosen").keys() == chosen.keys()
+    assert "patches teach benign, gleason4" in generate(weights, *flags, "--label", "unlabelled", expect=1)
+
+
+def test_manifests_of_before_can_be_extended(weights, tmp_path):
+    generate(weights, "--num", 2, "--out", tmp_path)
+    rows = [line.rpartition(",")[0] for line in (tmp_path / "manifest.csv").read_text().splitlines()]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
+    generate(weights, "--num", 4, "--out", tmp_path)
+    assert len((tmp_path / "manifest.csv").read_text().splitlines()) == 5
+
+
 def test_foreign_images_are_left_alone(weights, tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "a.png")
@@ -82,4 +107,5 @@ def test_mistakes_are_one_sentence(weights, tmp_path):
     assert "say what to make" in generate(weights, expect=2)
     assert "benign, gleason4" in generate(weights, "--num", 1, "--label", "gleason9", "--out", tmp_path, expect=1)
     assert ".gif or .mp4" in generate(weights, "--interpolate", tmp_path / "x.avi", expect=2)
+    assert "--best_of" in generate(weights, "--grid", tmp_path / "x.png", "--best_of", 2, expect=2)
     assert "no checkpoint" in generate(tmp_path / "none.pt", "--num", 1, expect=1)

@@ -1,0 +1,97 @@
+"""A folder of generated images: OUT/LABEL/000042.png and one manifest. It can be extended, and is never mixed with another's."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import replacing
+from common.pictures import png
+from common.progress import say, track
+from training.processes import Processes
+from training.sampling import CHUNK
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the images of a folder have in common, columns of its manifest. best_of: candidates of which each image was chosen."""
+
+    seed: int
+    truncation: float
+    checkpoint: str
+    checkpoint_sha256: str
+    best_of: int = 1
+
+    def same(self, row: Mapping[str, str]) -> bool:
+        """Whether a row of a manifest is of this origin; where the checkpoint lies does not matter."""
+        theirs = int(row["seed"]), float(row["truncation"]), row["checkpoint_sha256"], int(row["best_of"])
+        return theirs == (self.seed, self.truncation, self.checkpoint_sha256, self.best_of)
+
+
+COLUMNS = ("path", "label", "index", *Origin.__dataclass_fields__)
+
+
+def write_images(
+    sample: Callable[..., np.ndarray], shares: Mapping[str, int], out: Path, origin: Origin, together: Processes
+) -> None:
+    """``shares`` images of each label, "" for an unconditional model; those that are there already are kept.
+
+    sample(count, seed, label, start, truncation): uint8 (count, S, S, 3). Raises UserError where ``out`` holds other images.
+    """
+    rows = _read_rows(out, origin)
+    known = {path for path in rows if (out / path).exists()}
+    paths = {label: [f"{folder_of(label)}/{index:06d}.png" for index in range(count)] for label, count in shares.items()}
+    for label, names in paths.items():
+        (out / folder_of(label)).mkdir(parents=True, exist_ok=True)
+        rows |= {path: (path, folder_of(label), index, *astuple(origin)) for index, path in enumerate(names)}
+    with together.first_goes_ahead():
+        if together.first:  # before any image, so that what a killed run leaves behind is known for ours
+            _write_manifest(out / "manifest.csv", rows)
+    jobs = [(label, start) for label, count in shares.items() for start in range(0, count, CHUNK)][together.rank :: together.world]
+    with ThreadPoolExecutor(2) as pool:
+        being_written = iter(())
+        for label, start in track(jobs, "generate", unit=f"groups of {CHUNK}"):
+            wanted = paths[label][start : start + CHUNK]
+            if not known.issuperset(wanted):
+                images = sample(len(wanted), origin.seed, label, start, origin.truncation)
+                list(being_written)  # waits for the group before, and raises what went wrong with it
+                being_written = pool.map(_save_png, [out / path for path in wanted], images)
+        list(being_written)
+    together.wait()
+    counts = ", ".join(f"{folder_of(label)} {count}" for label, count in shares.items())
+    say(f"{sum(shares.values())} images in {out} ({counts})")
+
+
+def folder_of(label: str) -> str:
+    """Name of a label's folder."""
+    return label or "unconditional"
+
+
+def _write_manifest(path: Path, rows: dict[str, tuple]) -> None:
+    with replacing(path, "w") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[name] for name in sorted(rows))])
+
+
+def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:
+    path = out / "manifest.csv"
+    if not path.exists():
+        foreign = next(out.glob("*/*.png"), None) if out.is_dir() else None
+        if foreign:
+            raise UserError(f"{out} holds images without a manifest ({foreign.name}); choose another --out")
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [{"best_of": "1"} | row for row in csv.DictReader(file)]  # a column that older manifests lack
+    if not all(origin.same(row) for row in rows):
+        raise UserError(f"{out} holds images of another checkpoint, seed, truncation or --best_of; choose another --out")
+    return {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
+
+
+def _save_png(path: Path, image: np.ndarray) -> None:
+    with replacing(path, durable=False) as file:
+        file.write(png(image))
