@@ -9,7 +9,6 @@ torchrun --nproc_per_node 8 -- generate.py --num 100000 --out synthetic/        
 """
 
 import argparse
-from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from metrics.images import choose, image_set, read_images
 from metrics.images import known as known_label
 from metrics.selection import LabelJudge, best_of
 from models.features import LITE0_WEIGHTS, Lite0
-from models.losses import statistics
 from training import processes
 from training.device import choose_device
 from training.processes import Processes
@@ -120,29 +118,28 @@ def write(sampler: Sampler, args: argparse.Namespace, together: Processes) -> No
     labels = labels_of(sampler, args.label)
     shares = {label: args.num // len(labels) + (rank < args.num % len(labels)) for rank, label in enumerate(labels)}
     origin = Origin(args.seed, args.truncation, args.checkpoint.as_posix(), sha256(args.checkpoint), args.best_of)
-    sample = sampler.sample
-    if args.best_of > 1 and not sampler.labels:
-        raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
-    if args.best_of > 1:
-        sample = best_of(sample, cache(partial(label_judge, sampler, args.patches, labels)), args.best_of)
-    write_images(sample, shares, args.out, origin, together)
+
+    def prepare():
+        if args.best_of == 1:
+            return sampler.sample
+        return best_of(sampler.sample, label_judge(sampler, args.patches, labels), args.best_of)
+
+    write_images(prepare, shares, args.out, origin, together)
 
 
 def label_judge(sampler: Sampler, folder: Place, asked: list[str]) -> LabelJudge:
     """What the training patches of a folder teach about the model's labels, at the size of its images."""
+    if not sampler.labels:
+        raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
     folder, condition = at_hand(folder), condition_of(sampler.labels)
     files = train_and_held_out(folder)[0]
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
     labels = [known_label(class_of(file, condition)) for file in files]
-    look = partial(fine_statistics, Lite0().to(sampler.device, memory_format=torch.channels_last))
-    extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, look, str(sampler.device), sampler.image_size)
+    lite0 = Lite0().to(sampler.device, memory_format=torch.channels_last)
+    size, device = sampler.image_size, str(sampler.device)
+    extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, lite0.fine_statistics, device, size)
     return LabelJudge(image_set(images, labels), asked, extractor)
-
-
-def fine_statistics(network: Lite0, images: torch.Tensor) -> torch.Tensor:
-    """Means and standard deviations of the channels of the four finest maps, (N, 384): what the feature matching sees."""
-    return torch.cat([statistics(maps) for maps in network.maps(images, tuple(range(len(Lite0.fine))))], dim=1)
 
 
 def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import UserError
 from metrics.features import Extractor, extract
 from metrics.images import ImageSet
-from metrics.utility import MIN_PER_LABEL, Classifier, Labelled
+from metrics.utility import MIN_PER_LABEL, Classifier, Labelled, shared_classes
 
 
 class LabelJudge:
@@ -25,13 +25,12 @@ class LabelJudge:
     """
 
     def __init__(self, train: ImageSet, asked: Collection[str], extractor: Extractor):
-        names, counts = np.unique(train.labels, return_counts=True)
-        self.labels = [str(name) for name, count in zip(names, counts, strict=True) if name and count >= MIN_PER_LABEL]
+        self.labels = list(shared_classes(train))
         if len(self.labels) < 2:
             raise UserError(f"--best_of needs patches of at least two labels, {MIN_PER_LABEL} of each; leave it out")
-        for label in set(asked) - set(self.labels):
+        if unknown := sorted(set(asked) - set(self.labels)):
             learned = ", ".join(self.labels)
-            raise UserError(f"--best_of cannot judge {label!r}, since the patches teach {learned} alone; leave it out")
+            raise UserError(f"--best_of cannot judge {unknown[0]!r}, since the patches teach {learned} alone; leave it out")
         train = train.take(np.isin(train.labels, self.labels))
         self.extractor = extractor
         self.classifier = Classifier(Labelled(extract(train.images, extractor, "learn the labels"), train.labels, train.groups))
@@ -42,9 +41,9 @@ class LabelJudge:
 
 
 def best_of(
-    sample: Callable[..., np.ndarray], judge: Callable[[], LabelJudge], candidates: int
+    sample: Callable[..., np.ndarray], judge: LabelJudge, candidates: int
 ) -> Callable[[int, int, str, int, float], np.ndarray]:
-    """``sample``, only that each image is the clearest of ``candidates``. ``judge`` is called when first needed.
+    """``sample``, only that each image is the clearest of ``candidates``.
 
     sample(count, seed, label, start, truncation): uint8 (count, S, S, 3), image k following from seed, label and k alone. So it is
     for what is returned: image k is one of the images from k * candidates on.
@@ -52,7 +51,7 @@ def best_of(
 
     def choose(count: int, seed: int, label: str, start: int = 0, truncation: float = 1.0) -> np.ndarray:
         images = sample(count * candidates, seed, label, start * candidates, truncation)
-        best = judge().clarity(images, label).reshape(count, candidates).argmax(axis=1)
+        best = judge.clarity(images, label).reshape(count, candidates).argmax(axis=1)
         return images.reshape(count, candidates, *images.shape[1:])[np.arange(count), best]
 
     return choose

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common.progress import track
+from metrics.images import ImageSet
 from metrics.section import Finding, Section, Table
 
 MIN_PER_LABEL = 20
@@ -58,14 +59,17 @@ class Classifier:
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         return ((features - self.mean) / self.scale).astype(np.float32)
 
+    def _scores(self, features: np.ndarray) -> np.ndarray:
+        return self._scaled(features) @ self.weights[:-1] + self.weights[-1]
+
     def log_probabilities(self, features: np.ndarray) -> np.ndarray:
         """(N, C), a column for each of ``classes``."""
-        scores = self._scaled(features) @ self.weights[:-1] + self.weights[-1]
+        scores = self._scores(features)
         return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Label names (N,)."""
-        return self.classes[self.log_probabilities(features).argmax(1)]
+        return self.classes[self._scores(features).argmax(1)]
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -79,7 +83,7 @@ def balanced_accuracy(matrix: np.ndarray) -> float:
     return float((np.diag(matrix)[totals > 0] / totals[totals > 0]).mean())
 
 
-def shared_classes(*sets: Labelled) -> np.ndarray:
+def shared_classes(*sets: Labelled | ImageSet) -> np.ndarray:
     """Names of the labels of which every set has at least MIN_PER_LABEL images."""
     common = [{name for name in np.unique(part.labels) if name and (part.labels == name).sum() >= MIN_PER_LABEL} for part in sets]
     return np.array(sorted(set.intersection(*common)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.weights import PackagedWeights
+from models.losses import statistics
 
 LITE0_WEIGHTS = PackagedWeights(
     "EfficientNet-Lite0",
@@ -57,6 +58,10 @@ class Lite0(nn.Module):
     def maps(self, images: Tensor, stages: tuple[int, ...]) -> list[Tensor]:
         """Maps of the named stages alone; stage 0 to 4 have strides 2 to 32 and ``fine`` and 320 channels."""
         return self.network.forward_intermediates(images, indices=list(stages), intermediates_only=True, stop_early=True)
+
+    def fine_statistics(self, images: Tensor) -> Tensor:
+        """Means and standard deviations of the channels of the maps that teach, (N, 384): what the feature matching compares."""
+        return torch.cat([statistics(maps) for maps in self.maps(images, tuple(range(len(self.fine))))], dim=1)
 
     def pooled(self, images: Tensor) -> Tensor:
         """Features of whole images, (N, 1280): the last convolution, averaged over positions."""

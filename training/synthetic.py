@@ -38,15 +38,17 @@ COLUMNS = ("path", "label", "index", *Origin.__dataclass_fields__)
 
 
 def write_images(
-    sample: Callable[..., np.ndarray], shares: Mapping[str, int], out: Path, origin: Origin, together: Processes
+    prepare: Callable[[], Callable[..., np.ndarray]], shares: Mapping[str, int], out: Path, origin: Origin, together: Processes
 ) -> None:
     """``shares`` images of each label, "" for an unconditional model; those that are there already are kept.
 
-    sample(count, seed, label, start, truncation): uint8 (count, S, S, 3). Raises UserError where ``out`` holds other images.
+    prepare: called when an image is missing, before anything is written; gives sample(count, seed, label, start, truncation): uint8
+    (count, S, S, 3). Raises UserError where ``out`` holds other images.
     """
     rows = _read_rows(out, origin)
     known = {path for path in rows if (out / path).exists()}
     paths = {label: [f"{folder_of(label)}/{index:06d}.png" for index in range(count)] for label, count in shares.items()}
+    sample = None if known.issuperset(path for names in paths.values() for path in names) else prepare()
     for label, names in paths.items():
         (out / folder_of(label)).mkdir(parents=True, exist_ok=True)
         rows |= {path: (path, folder_of(label), index, *astuple(origin)) for index, path in enumerate(names)}
@@ -86,10 +88,15 @@ def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:
             raise UserError(f"{out} holds images without a manifest ({foreign.name}); choose another --out")
         return {}
     with open(path, encoding="utf-8", newline="") as file:
-        rows = [{"best_of": "1"} | row for row in csv.DictReader(file)]  # a column that older manifests lack
-    if not all(origin.same(row) for row in rows):
+        try:
+            rows = [{"best_of": "1"} | row for row in csv.DictReader(file)]  # a column that older manifests lack
+            ours = all(origin.same(row) for row in rows)
+            result = {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(f"{path} is damaged or another program's ({error}); choose another --out") from error
+    if not ours:
         raise UserError(f"{out} holds images of another checkpoint, seed, truncation or --best_of; choose another --out")
-    return {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
+    return result
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

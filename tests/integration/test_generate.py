@@ -65,7 +65,7 @@ def test_other_seeds_do_not_mix(weights, tmp_path):
 
 
 def test_the_clearest_are_candidates_and_are_not_mixed_with_others(weights, tmp_path):
-    """The extractor is real, the patches are noise of two stains: what is learned from them does not matter here."""
+    """The extractor is real, the patches are noise: what is learned from them does not matter here."""
     write_noise_patches(tmp_path / "patches", 160, ("benign", "gleason4"))
     flags = ("--num", 4, "--best_of", 3, "--patches", tmp_path / "patches", "--out", tmp_path / "chosen")
     generate(weights, *flags)
@@ -80,12 +80,19 @@ def test_the_clearest_are_candidates_and_are_not_mixed_with_others(weights, tmp_
     assert "patches teach benign, gleason4" in generate(weights, *flags, "--label", "unlabelled", expect=1)
 
 
-def test_manifests_of_before_can_be_extended(weights, tmp_path):
-    generate(weights, "--num", 2, "--out", tmp_path)
-    rows = [line.rpartition(",")[0] for line in (tmp_path / "manifest.csv").read_text().splitlines()]
-    (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
-    generate(weights, "--num", 4, "--out", tmp_path)
-    assert len((tmp_path / "manifest.csv").read_text().splitlines()) == 5
+def test_a_refused_choice_leaves_the_folder_as_it_was(weights, tmp_path):
+    out = ("--num", 2, "--out", tmp_path / "out")
+    assert "no patch folder" in generate(weights, *out, "--best_of", 2, "--patches", tmp_path / "none", expect=1)
+    assert not (tmp_path / "out").exists()
+    generate(weights, *out)  # as the sentence about a label says: leave it out
+
+
+@pytest.mark.parametrize("row", ["x,y,0,one,1,c,d", "x,y"])
+def test_a_foreign_manifest_is_one_sentence(weights, tmp_path, row):
+    before = f"path,label,index,seed,truncation,checkpoint,checkpoint_sha256\n{row}\n"
+    (tmp_path / "manifest.csv").write_text(before)
+    assert "damaged or another program's" in generate(weights, "--num", 2, "--out", tmp_path, expect=1)
+    assert (tmp_path / "manifest.csv").read_text() == before
 
 
 def test_foreign_images_are_left_alone(weights, tmp_path):

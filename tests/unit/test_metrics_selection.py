@@ -34,7 +34,7 @@ def numbered(count, seed, label, start=0, truncation=1.0):
 
 
 def test_the_clearest_of_each_group_is_kept():
-    sample, learned = best_of(numbered, judge, 4), judge()
+    sample, learned = best_of(numbered, judge(), 4), judge()
     chosen, candidates = sample(5, 1, "gleason4"), numbered(20, 1, "gleason4").reshape(5, 4, 8, 8, 3)
     for image, group in zip(chosen, candidates, strict=True):
         clarity = learned.clarity(group, "gleason4")
@@ -44,7 +44,7 @@ def test_the_clearest_of_each_group_is_kept():
 
 
 def test_image_k_depends_on_k_alone():
-    sample = best_of(numbered, judge, 3)
+    sample = best_of(numbered, judge(), 3)
     assert np.array_equal(sample(6, 2, "benign")[4:], sample(2, 2, "benign", 4))
 
 
