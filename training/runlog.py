@@ -7,8 +7,12 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from common.errors import UserError
 from common.files import replacing
+from common.pictures import png
 from common.progress import say
 
 METRICS = "metrics.jsonl"
@@ -71,17 +75,15 @@ class RunLog:
                     self._board.add_scalar(key, value, images)
             self._board.flush()
 
-    def picture(self, name: str, image, images: int) -> None:
-        """Keep a PIL image as samples/NAME."""
+    def picture(self, name: str, image: Image.Image, images: int) -> None:
+        """Keep an RGB image as samples/NAME. Pillow's own encoder would take as long for a grid as the generator does."""
         path = self.folder / "samples" / name
         try:
             with replacing(path, durable=False) as file:
-                image.save(file, "PNG")
+                file.write(png(np.asarray(image)))
         except OSError as error:
             say(f"warning: {path} could not be written ({error}); training goes on")
         if self._board is not None:
-            import numpy as np
-
             self._board.add_image("samples", np.asarray(image), images, dataformats="HWC")
 
     def close(self) -> None:
