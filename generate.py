@@ -32,7 +32,7 @@ from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.device import choose_device
 from training.processes import Processes
-from training.sampling import Sampler, closed_walk, latent, load_sampler
+from training.sampling import Sampler, load_sampler
 from training.synthetic import Origin, write_images
 
 MOST_PATCHES = 2048  # that the judge of --best_of learns from
@@ -155,8 +155,7 @@ def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:
 def film(sampler: Sampler, args: argparse.Namespace) -> None:
     """A closed walk between random latents."""
     label = labels_of(sampler, args.label)[0]
-    stops = torch.stack([latent(sampler.config, args.seed, f"walk {label}", stop) for stop in range(STOPS)])
-    walk = closed_walk(stops, FRAMES_BETWEEN_STOPS) * args.truncation
+    walk = sampler.walk(label, args.seed, STOPS, FRAMES_BETWEEN_STOPS) * args.truncation
     args.interpolate.parent.mkdir(parents=True, exist_ok=True)
     write_film(args.interpolate, sampler.render(walk, [label] * len(walk)), FRAMES_PER_SECOND)
     say(f"{args.interpolate}: {len(walk)} frames between {STOPS} images{f' of {label}' if label else ''}")

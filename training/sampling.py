@@ -102,6 +102,13 @@ class Sampler:
         labels = torch.tensor([self.number(name) for name in names]) if self.labels else None
         return run_generator(self.generator, z, labels, self.device)
 
+    def walk(self, label: str, seed: int, stops: int, frames: int) -> Tensor:
+        """Latents (stops * frames, latent_dim) of a closed walk between ``stops`` random images of a label."""
+        z = closed_walk(torch.stack([latent(self.config, seed, f"walk {label}", stop) for stop in range(stops)]), frames)
+        if self.config.model == "improved":
+            z[:, -2:] = z[0, -2:]  # the image's place on its canvas, in whole pixels: a film in which it moves shakes
+        return z
+
     def number(self, label: str) -> int:
         """Number of a label. Raises UserError that lists the labels there are."""
         if label not in self.labels:

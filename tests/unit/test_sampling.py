@@ -6,7 +6,7 @@ import torch
 
 from common.errors import UserError
 from models import build
-from models.config import ModelConfig
+from models.config import ModelConfig, improved_config
 from training.sampling import Sampler, closed_walk, to_uint8
 
 CPU = torch.device("cpu")
@@ -60,6 +60,13 @@ def test_walk_passes_its_stops_and_stays_on_the_sphere():
     assert walk.shape == (40, 50)
     assert torch.allclose(walk[::10], stops, atol=1e-5)
     assert torch.allclose(walk.norm(dim=1), torch.ones(40), atol=1e-4)
+
+
+def test_a_walk_of_the_improved_model_does_not_shake():
+    config = improved_config(64, 0, discriminator="residual")
+    walk = Sampler(build(config)[0], config, [], [], CPU).walk("", seed=3, stops=3, frames=4)
+    assert len(walk) == 12 and torch.equal(walk[:, -2:], walk[:1, -2:].expand(12, 2))
+    assert all(not torch.equal(a, b) for a, b in zip(walk[:-1], walk[1:], strict=True))
 
 
 def test_to_uint8_covers_the_range():
