@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
         "--num", type=cli.positive_int, help="images to write, shared evenly among the labels where --label is not given"
     )
     what.add_argument("--label", help="one class of the model, such as gleason4 or isup3; default each in turn, but not unlabelled")
-    what.add_argument("--grid", type=Path, metavar="FILE", help="write one picture with a row for each label")
+    what.add_argument("--grid", type=cli.picture_file, metavar="FILE", help="write one picture with a row for each label")
     what.add_argument("--interpolate", type=Path, metavar="FILE", help="write a walk through the latent space as .gif or .mp4")
     what.add_argument(
         "--seed", type=cli.natural, default=0, help="image k follows from seed, label and k alone; default %(default)s"

@@ -187,6 +187,7 @@ def preview(dataset: PatchDataset, seed: int, path: Path) -> int:
             dataset.augmentation(torch.from_numpy(pixels).permute(2, 0, 1), dataset.image_size, 8 * row + k) for k in range(7)
         ]
         pictures += [middle_of(pixels[None], dataset.image_size), to_uint8(torch.stack(images))]
+    path.parent.mkdir(parents=True, exist_ok=True)
     grid(np.concatenate(pictures), 8).save(path)
     say(f"{path}: left column as on disk, seven augmentations beside each")
     return 0

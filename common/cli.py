@@ -77,6 +77,13 @@ def fraction(text: str) -> float:
     return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
+def picture_file(text: str) -> Path:
+    """Argument type: a file that a picture can be written to, as PNG or JPEG by its ending."""
+    if Path(text).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png or .jpg; give the picture one of these endings")
+    return Path(text)
+
+
 def existing_folder(path: Path, what: str, way_out: str) -> Path:
     """Return ``path`` when it is a folder; raise UserError naming ``what`` it should hold and the ``way_out`` otherwise."""
     if not path.exists():

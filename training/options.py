@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.cli import fraction, natural, non_negative_float, positive_float, positive_int
+from common.cli import fraction, natural, non_negative_float, picture_file, positive_float, positive_int
 from common.storage import place
 from models.augment import KINDS
 from models.config import DISCRIMINATORS, MODELS, NORMS, WIDTHS
@@ -69,7 +69,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     for name, (kind, text) in AUGMENTATIONS.items():
         augment.add_argument(f"--{name}", type=kind, help=text)
     augment.add_argument(
-        "--preview_augmentation", type=Path, metavar="FILE", help="write a picture of what the discriminator sees, and leave"
+        "--preview_augmentation",
+        type=picture_file,
+        metavar="FILE",
+        help="write a picture of what the discriminator sees, and leave",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=MODELS, help="architecture; default improved")

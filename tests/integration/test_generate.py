@@ -113,6 +113,7 @@ def test_grid_and_walks(weights, tmp_path):
 def test_mistakes_are_one_sentence(weights, tmp_path):
     assert "say what to make" in generate(weights, expect=2)
     assert "benign, gleason4" in generate(weights, "--num", 1, "--label", "gleason9", "--out", tmp_path, expect=1)
+    assert ".png or .jpg" in generate(weights, "--grid", tmp_path / "grid", expect=2)
     assert ".gif or .mp4" in generate(weights, "--interpolate", tmp_path / "x.avi", expect=2)
     assert "--best_of" in generate(weights, "--grid", tmp_path / "x.png", "--best_of", 2, expect=2)
     assert "no checkpoint" in generate(tmp_path / "none.pt", "--num", 1, expect=1)

@@ -173,8 +173,8 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
 def test_dry_run_and_preview_write_no_run(patches, tmp_path):
     text = run(patches, tmp_path, "--dry_run", *START)
     assert "one epoch" in text and "images/s" in text and "parameters" in text
-    run(patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "preview.png")
-    assert Image.open(tmp_path / "preview.png").size[0] > 8 * 64
+    run(patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "new/preview.png")
+    assert Image.open(tmp_path / "new/preview.png").size[0] > 8 * 64
     assert not (tmp_path / "checkpoints").exists()
 
 

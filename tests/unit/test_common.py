@@ -80,6 +80,13 @@ def test_argument_types(kind, good, bad):
             kind(text)
 
 
+def test_a_picture_is_named_as_one():
+    assert cli.picture_file("new/grid.PNG").name == "grid.PNG"
+    for text in ("grid", "grid.foo", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="give the picture one of these endings"):
+            cli.picture_file(text)
+
+
 def failing():
     raise UserError("the disk is full; free some space")
 
