@@ -17,7 +17,7 @@ import torch
 from common import cli
 from common.errors import UserError
 from common.files import sha256
-from common.film import SUFFIXES, write_film
+from common.film import write_film
 from common.pictures import grid
 from common.progress import say
 from common.storage import Place, place
@@ -64,7 +64,9 @@ def parse() -> argparse.Namespace:
     )
     what.add_argument("--label", help="one class of the model, such as gleason4 or isup3; default each in turn, but not unlabelled")
     what.add_argument("--grid", type=cli.picture_file, metavar="FILE", help="write one picture with a row for each label")
-    what.add_argument("--interpolate", type=Path, metavar="FILE", help="write a walk through the latent space as .gif or .mp4")
+    what.add_argument(
+        "--interpolate", type=cli.film_file, metavar="FILE", help="write a walk through the latent space as .gif or .mp4"
+    )
     what.add_argument(
         "--seed", type=cli.natural, default=0, help="image k follows from seed, label and k alone; default %(default)s"
     )
@@ -100,8 +102,6 @@ def parse() -> argparse.Namespace:
         parser.error("say what to make: --num N images, --grid FILE or --interpolate FILE")
     if args.best_of > 1 and not args.num:
         parser.error("--best_of chooses among the images of --num; give a number")
-    if args.interpolate and args.interpolate.suffix.lower() not in SUFFIXES:
-        parser.error("--interpolate writes .gif or .mp4; give the file one of these endings")
     return args
 
 

@@ -79,8 +79,17 @@ def fraction(text: str) -> float:
 
 def picture_file(text: str) -> Path:
     """Argument type: a file that a picture can be written to, as PNG or JPEG by its ending."""
-    if Path(text).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png or .jpg; give the picture one of these endings")
+    return _named(text, "picture", (".png", ".jpg", ".jpeg"))
+
+
+def film_file(text: str) -> Path:
+    """Argument type: a file that ``common.film`` can write to."""
+    return _named(text, "film", (".gif", ".mp4"))
+
+
+def _named(text: str, what: str, endings: tuple[str, ...]) -> Path:
+    if Path(text).suffix.lower() not in endings:
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {' or '.join(endings)}; give the {what} one of these endings")
     return Path(text)
 
 

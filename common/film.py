@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SUFFIXES = (".gif", ".mp4")
-
 
 def write_film(path: Path, images: np.ndarray, rate: int) -> None:
     """(N, H, W, 3) uint8 with even H and W as .gif or .mp4 (by the ending of ``path``), ``rate`` frames per second."""

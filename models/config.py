@@ -18,6 +18,7 @@ BASE = 8  # positions a side of the noise field that end up in the image
 MARGIN = 5  # positions on each side at the start of each level: two convolutions and a doubling lead back to it
 STYLE_DIM = 64
 FIELD_CHANNELS = 8
+PLACE_DIM = 2  # at the end of z: where on its canvas the image lies
 BEND_CHANNELS = 2  # of the field: where what it paints is moved to, across and down
 FIELD_SIDE = BASE + 2 * MARGIN
 
@@ -56,6 +57,11 @@ class ModelConfig:
     def seen(self) -> int:
         """Side in pixels of the largest image that the discriminator sees at once."""
         return self.window or self.image_size
+
+    @property
+    def place_dim(self) -> int:
+        """How many of z's last numbers say where on its canvas the image lies; 0 for the baseline."""
+        return PLACE_DIM if self.model == "improved" else 0
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""
@@ -150,7 +156,7 @@ def improved_config(
     return ModelConfig(
         "improved",
         image_size,
-        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + 2,  # style, noise field, place of the crop
+        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + PLACE_DIM,  # style, noise field, place of the crop
         num_classes,
         g_channels=widths[:levels],
         d_channels=(width,) if discriminator == "projected" else pyramid,

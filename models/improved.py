@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, PLACE_DIM, STYLE_DIM, ModelConfig, View
 from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
@@ -88,7 +88,7 @@ class ImprovedGenerator(nn.Module):
         """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
         growth = self.growth if view is None else view.growth
         style = self._style(z[:, :STYLE_DIM], labels)
-        field = z[:, STYLE_DIM:-2].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
+        field = z[:, STYLE_DIM:-PLACE_DIM].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
         start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
         maps = activate(self.start(start, style))
         colors = None
@@ -108,7 +108,7 @@ class ImprovedGenerator(nn.Module):
             if number == 1 and view is not None and view.windowed:
                 # From here on there are convolutions alone: the window is painted as if the rest were there.
                 maps, colors = crop(maps, BASE // 2), crop(colors, BASE // 2)
-        images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -2:], growth)
+        images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -PLACE_DIM:], growth)
         return images if view is not None else self._enlarged(images)
 
     def _style(self, z: Tensor, labels: Tensor | None) -> Tensor:

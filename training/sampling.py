@@ -105,8 +105,8 @@ class Sampler:
     def walk(self, label: str, seed: int, stops: int, frames: int) -> Tensor:
         """Latents (stops * frames, latent_dim) of a closed walk between ``stops`` random images of a label."""
         z = closed_walk(torch.stack([latent(self.config, seed, f"walk {label}", stop) for stop in range(stops)]), frames)
-        if self.config.model == "improved":
-            z[:, -2:] = z[0, -2:]  # the image's place on its canvas, in whole pixels: a film in which it moves shakes
+        place = self.config.latent_dim - self.config.place_dim
+        z[:, place:] = z[0, place:]  # counted in whole pixels: a film in which the place moves shakes
         return z
 
     def number(self, label: str) -> int:
