@@ -199,10 +199,10 @@ def scratch() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove the scratch folders whose process is no more."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}{'?' * 32}"):
-        with contextlib.suppress(Timeout, OSError), FileLock(_owner(folder), timeout=0):  # a process that dies lets go of its lock
-            _discard(folder)
+    """Remove the scratch folders whose process is no more: a lock is made before its folder and removed after it."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}{'?' * 32}.lock"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):  # a process that dies lets go of its lock
+            _discard(lock.with_suffix(""))
 
 
 def _owner(folder: Path) -> Path:

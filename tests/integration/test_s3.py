@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from common import storage
 from common.errors import UserError
@@ -150,13 +151,14 @@ def test_killed_in_the_middle_another_machine_goes_on_to_the_same_files(there, a
     eager = "import sys, extract_patches; from common import cli; from data import staging; staging.SECONDS_BETWEEN = 0; "
     eager += "staging.LARGEST_SHARE = 1e9; cli.run(extract_patches.main)"
     words = [sys.executable, "-c", f"if __name__ == '__main__': {eager}", *command(there)[2:]]
-    run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(s3.asked(".png")) < 10 and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.005)
-    run.kill()
+    os.killpg(run.pid, signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL, "it was killed in the middle"
-    time.sleep(0.5)  # its worker leaves too
+    for lock in (tmp_path / "scratch").glob("*.lock"):
+        FileLock(lock).acquire(timeout=60).lock.release()  # its worker is gone too
     assert 0 < len([name for name in storage.files_in(there.output_dir, below=True) if name.endswith(".png")]) < PATCHES
     assert_rows_have_files(there, tmp_path)
     s3.requests.clear()

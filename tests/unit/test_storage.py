@@ -158,6 +158,7 @@ def test_scratch_of_a_killed_process_is_swept_and_of_a_living_one_is_not(tempora
     assert (folder / "slide").exists()
     run.kill()
     run.communicate()
+    folder.with_name(f"slides-on-their-way-{'0' * 32}.lock").touch()  # killed before it had a folder
     storage.sweep()
     assert [path.name for path in temporary.iterdir()] == ["slides-on-their-way-but-not-ours"]
 
