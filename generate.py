@@ -11,14 +11,13 @@ torchrun --nproc_per_node 8 -- generate.py --num 100000 --out synthetic/        
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from common import cli
 from common.errors import UserError
 from common.files import sha256
 from common.film import write_film
-from common.pictures import grid
+from common.pictures import save
 from common.progress import say
 from common.storage import Place, place
 from data.copies import at_hand
@@ -36,7 +35,6 @@ from training.sampling import Sampler, load_sampler
 from training.synthetic import Origin, write_images
 
 MOST_PATCHES = 2048  # that the judge of --best_of learns from
-GRID_COLUMNS = 8
 STOPS, FRAMES_BETWEEN_STOPS, FRAMES_PER_SECOND = 6, 24, 12
 
 
@@ -59,20 +57,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what")
     what.add_argument("--checkpoint", type=Path, default=Path("checkpoints/G_final.pt"), metavar="FILE", help="default %(default)s")
-    what.add_argument(
-        "--num", type=cli.positive_int, help="images to write, shared evenly among the labels where --label is not given"
-    )
+    what.add_argument("--num", type=cli.positive_int, help="images to write, shared evenly among the labels without --label")
     what.add_argument("--label", help="one class of the model, such as gleason4 or isup3; default each in turn, but not unlabelled")
     what.add_argument("--grid", type=cli.picture_file, metavar="FILE", help="write one picture with a row for each label")
-    what.add_argument(
-        "--interpolate", type=cli.film_file, metavar="FILE", help="write a walk through the latent space as .gif or .mp4"
-    )
-    what.add_argument(
-        "--seed", type=cli.natural, default=0, help="image k follows from seed, label and k alone; default %(default)s"
-    )
-    what.add_argument(
-        "--truncation", type=cli.fraction, default=1.0, help="0..1, below 1 more typical and less varied; default %(default)s"
-    )
+    what.add_argument("--interpolate", type=cli.film_file, metavar="FILE", help="write a walk through the latents as .gif or .mp4")
+    what.add_argument("--seed", type=cli.natural, default=0, help="image k follows from seed, label, k; default %(default)s")
+    what.add_argument("--truncation", type=cli.fraction, default=1.0, help="0..1, below 1 less varied; default %(default)s")
     what.add_argument(
         "--best_of",
         type=cli.positive_int,
@@ -136,27 +126,22 @@ def label_judge(sampler: Sampler, folder: Place, asked: list[str]) -> LabelJudge
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
     labels = [known_label(class_of(file, condition)) for file in files]
-    lite0 = Lite0().to(sampler.device, memory_format=torch.channels_last)
-    size, device = sampler.image_size, str(sampler.device)
-    extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, lite0.fine_statistics, device, size)
+    lite0, device = Lite0().to(sampler.device, memory_format=torch.channels_last), str(sampler.device)
+    extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, lite0.fine_statistics, device, sampler.image_size)
     return LabelJudge(image_set(images, labels), asked, extractor)
 
 
 def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:
-    """One picture: a row for each label, or four rows of an unconditional model."""
-    labels = labels_of(sampler, args.label)
-    rows = labels if labels != [""] else [""] * 4
-    images = [sampler.sample(GRID_COLUMNS, args.seed, label, GRID_COLUMNS * row, args.truncation) for row, label in enumerate(rows)]
-    args.grid.parent.mkdir(parents=True, exist_ok=True)
-    grid(np.concatenate(images), GRID_COLUMNS, labels if labels != [""] else ()).save(args.grid)
-    say(f"{args.grid}: {len(rows)} rows of {GRID_COLUMNS} images")
+    """One picture with a row for each label asked for."""
+    picture = sampler.grid([label for label in labels_of(sampler, args.label) if label], args.seed, args.truncation)
+    save(picture, args.grid)
+    say(f"{args.grid}: {picture.width} x {picture.height} pixels")
 
 
 def film(sampler: Sampler, args: argparse.Namespace) -> None:
     """A closed walk between random latents."""
     label = labels_of(sampler, args.label)[0]
     walk = sampler.walk(label, args.seed, STOPS, FRAMES_BETWEEN_STOPS) * args.truncation
-    args.interpolate.parent.mkdir(parents=True, exist_ok=True)
     write_film(args.interpolate, sampler.render(walk, [label] * len(walk)), FRAMES_PER_SECOND)
     say(f"{args.interpolate}: {len(walk)} frames between {STOPS} images{f' of {label}' if label else ''}")
 

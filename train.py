@@ -16,14 +16,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from common import cli
-from common.errors import UserError
-from common.pictures import grid
+from common.pictures import save, to_uint8
 from common.progress import say
 from data.augment import Augmentation
 from data.copies import at_hand
 from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
 from data.resident import Resident, fits
+from data.show import augmented_grid, real_grid
 from metrics.watch import COUNT, Watch
 from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
@@ -34,7 +34,6 @@ from training.dry_run import dry_run
 from training.lock import lock_folder
 from training.run import Follower, Habits, HeldOut, Run
 from training.runlog import RunLog, SilentLog, log_line
-from training.sampling import to_uint8
 from training.signals import SignalRequests
 from training.trainer import Trainer
 
@@ -53,17 +52,14 @@ def main() -> int:
         args.resume = ""  # torchrun started everything again after a process failed
     source, state = resume.find_state(args, folder, log_folder)
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
-    if args.grading and config.condition == "none":
-        raise UserError("--grading asks for clear labels and --condition none has none; leave one of them out")
     with together.first_goes_ahead():  # it writes the cache of decoded patches
         dataset = open_patches(args, config, state)
     if args.preview_augmentation:
-        return preview(dataset, config.seed, args.preview_augmentation)
-    model = (
-        ModelConfig.from_dict(state["model"])
-        if state
-        else presets.model_config(args, dataset.image_size, len(dataset.classes), device)
-    )
+        save(augmented_grid(dataset, config.seed), args.preview_augmentation)
+        say(f"{args.preview_augmentation}: left column as on disk, seven augmentations beside each")
+        return 0
+    size, kinds = dataset.image_size, len(dataset.classes)
+    model = ModelConfig.from_dict(state["model"]) if state else presets.model_config(args, size, kinds, device)
     trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device, together)
     if state:
         presets.check_same_networks(args, model)
@@ -92,21 +88,9 @@ def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:
 
 
 def new_config(args) -> TrainConfig:
-    """Settings of a new run: typed flags over the defaults."""
+    """Settings of a new run."""
     augmentation = Augmentation(**options.given(args, options.AUGMENTATIONS)).to_dict()
-    typed = options.given(args, options.RUN_FLAGS)
-    defaults = presets.training_defaults(args.model or presets.DEFAULT_MODEL, typed.get("objective"))
-    return TrainConfig(patches=str(args.patches), condition=choose_condition(args), augmentation=augmentation, **defaults | typed)
-
-
-def choose_condition(args) -> str:
-    """The typed --condition, else "label" where the patches carry at least two labels, said in a line."""
-    if args.condition is not None:
-        return args.condition
-    labels = {file.label for file in list_patches(args.patches)}
-    condition = "label" if len(labels) > 1 else "none"
-    say(f"--condition {condition}: the patches carry {len(labels)} label(s): {', '.join(sorted(labels))}")
-    return condition
+    return presets.new_config(args, augmentation, lambda: {file.label for file in list_patches(args.patches)})
 
 
 def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) -> DataLoader | Resident:
@@ -148,17 +132,6 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
     return 128 + stopped if stopped is not None else 0
 
 
-def real_grid(dataset: PatchDataset):
-    """Real patches laid out as the sample pictures are: a row of eight a class that has patches (few ones repeat), or four rows."""
-    labels = np.array([dataset.label(index) for index in range(len(dataset))])
-    rows = [np.flatnonzero(labels == number) for number in range(len(dataset.classes))] or np.array_split(
-        np.arange(len(dataset)), 4
-    )
-    captions = [name for name, row in zip(dataset.classes, rows, strict=False) if len(row)]
-    chosen = [row[place] for row in rows if len(row) for place in np.linspace(0, len(row) - 1, 8).astype(int)]
-    return grid(middle_of(np.stack([dataset.pixels(index) for index in chosen]), dataset.image_size), 8, captions)
-
-
 def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device, scored: bool) -> HeldOut | None:
     """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
     held_out = dataset.other_split("test") or (dataset if scored else None)
@@ -169,28 +142,6 @@ def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device, sco
     if held_out is dataset:
         say("note: no held-out patches; scores during training are against the training patches")
     return HeldOut(torch.stack(images), torch.tensor(labels), Watch(to_uint8(torch.stack(images)), seed, str(device)))
-
-
-def middle_of(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(N, C, C, 3) -> (N, size, size, 3), the middle of the canvas that augmentation works on."""
-    start = (pixels.shape[1] - size) // 2
-    return pixels[:, start : start + size, start : start + size]
-
-
-def preview(dataset: PatchDataset, seed: int, path: Path) -> int:
-    """A picture of one column of patches as they are and seven augmentations of each."""
-    order = BalancedOrder(dataset.groups(), seed)
-    pictures = []
-    for row in range(min(8, len(dataset))):
-        pixels = dataset.pixels(order(row))
-        images = [
-            dataset.augmentation(torch.from_numpy(pixels).permute(2, 0, 1), dataset.image_size, 8 * row + k) for k in range(7)
-        ]
-        pictures += [middle_of(pixels[None], dataset.image_size), to_uint8(torch.stack(images))]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(np.concatenate(pictures), 8).save(path)
-    say(f"{path}: left column as on disk, seven augmentations beside each")
-    return 0
 
 
 if __name__ == "__main__":

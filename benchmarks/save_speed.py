@@ -68,7 +68,7 @@ def measure(size: int, preset: str, images_per_epoch: int, rounds: int, home: Pa
         row = dict.fromkeys(("loss_d", "loss_g", "acc_real", "acc_fake", "diversity", "grad_d", "grad_g"), 0.5)
         log.metrics({"epoch": line / 10, "img_s": 8.0, "wait": 0.0} | row, line * 90)
     grid = seconds(run.draw_samples, rounds)
-    picture = trainer.sample_grid()
+    picture = trainer.sampler().grid(trainer.classes, 0)
     for epoch in range(GRIDS):
         log.picture(f"epoch_{epoch:04d}.png", picture, 0)
     save = seconds(run._save_numbered, rounds)

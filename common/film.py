@@ -9,7 +9,8 @@ from PIL import Image
 
 
 def write_film(path: Path, images: np.ndarray, rate: int) -> None:
-    """(N, H, W, 3) uint8 with even H and W as .gif or .mp4 (by the ending of ``path``), ``rate`` frames per second."""
+    """(N, H, W, 3) uint8 with even H and W as .gif or .mp4, by the name's ending; ``rate`` frames a second. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".gif":
         first, *rest = (Image.fromarray(image) for image in images)
         first.save(path, save_all=True, append_images=rest, duration=1000 // rate, loop=0)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from isal import isal_zlib
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GAP = 2
 CAPTION_HEIGHT = 18
@@ -27,6 +32,18 @@ def grid(images: np.ndarray, columns: int, captions: Sequence[str] = ()) -> Imag
             draw.text((GAP + 2, y + 1), captions[row], fill=(40, 40, 40), font=font)
         sheet.paste(Image.fromarray(image), (column * (width + GAP) + GAP, y + top))
     return sheet
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture where a user asked for it, in the format of the name's ending; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8 on the CPU."""
+    scaled = images.float().add(1).mul_(127.5).round_().clamp_(0, 255)  # the first makes a copy, the others need none
+    return scaled.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def png(rgb: np.ndarray) -> bytes:

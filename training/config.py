@@ -18,7 +18,7 @@ class TrainConfig:
     penalty_every steps and so much more strongly (lazy regularisation, Karras et al., StyleGAN2, 2020). perceptual: weight of the
     feature matching. grading: weight of labels being clear, see models.grader. adaptive: kinds of augmentation in front of D, []
     for none. warmup_images, lr_decay: see training.schedule.
-    grow_images: length of a phase of progressive growing. betas: Adam's.
+    grow_images: length of a phase of progressive growing. betas: Adam's. Raises UserError for grading without labels.
     """
 
     patches: str
@@ -44,6 +44,10 @@ class TrainConfig:
     lr_decay: str = "none"
     grow_images: int = 10_000
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
+
+    def __post_init__(self):
+        if self.grading and self.condition == "none":
+            raise UserError("--grading asks for clear labels and --condition none has none; leave one of them out")
 
     @property
     def teaches(self) -> bool:

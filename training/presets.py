@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
 from common.errors import UserError
+from common.progress import say
 from models.config import WIDTHS, ModelConfig, dcgan_config, improved_config
 from training import options
+from training.config import TrainConfig
 
 DEFAULT_MODEL = "improved"
 _IMPROVED = {
@@ -33,6 +36,21 @@ _PENALTIES = {
 def training_defaults(model: str, objective: str | None) -> dict:
     """Fields of TrainConfig that differ from its own defaults for ``model`` trained with ``objective``."""
     return (_IMPROVED if model == "improved" else {}) | _PENALTIES.get(objective, {})
+
+
+def new_config(args: argparse.Namespace, augmentation: dict[str, float], labels: Callable[[], set[str]]) -> TrainConfig:
+    """Settings of a new run: typed flags over the defaults. labels: of the patches, asked for where no --condition was typed."""
+    typed = options.given(args, options.RUN_FLAGS)
+    defaults = training_defaults(args.model or DEFAULT_MODEL, typed.get("objective"))
+    condition = args.condition or _condition_for(labels())
+    return TrainConfig(patches=str(args.patches), condition=condition, augmentation=augmentation, **defaults | typed)
+
+
+def _condition_for(labels: set[str]) -> str:
+    """ "label" where the patches carry at least two, said in a line."""
+    condition = "label" if len(labels) > 1 else "none"
+    say(f"--condition {condition}: the patches carry {len(labels)} label(s): {', '.join(sorted(labels))}")
+    return condition
 
 
 def model_config(args: argparse.Namespace, image_size: int, num_classes: int, device: torch.device) -> ModelConfig:

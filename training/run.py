@@ -283,7 +283,9 @@ class Run:
 
     def draw_samples(self) -> None:
         """samples/epoch_0020.png from the averaged generator."""
-        self.log.picture(f"epoch_{round(self.trainer.epoch):04d}.png", self.trainer.sample_grid(), self.trainer.images)
+        trainer = self.trainer
+        picture = trainer.sampler().grid(trainer.classes, trainer.config.seed)
+        self.log.picture(f"epoch_{round(trainer.epoch):04d}.png", picture, trainer.images)
 
     def score(self) -> None:
         """KID and the like of the averaged generator, D's verdict on held-out patches; the best so far is kept as best.pt."""

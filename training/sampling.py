@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.pictures import grid, to_uint8
 from common.seeding import derive_seed
 from models import build_generator
 from models.config import ModelConfig
@@ -21,18 +23,13 @@ from training import checkpoint
 # in the last bit, and image k must not depend on how many others were asked for.
 CHUNK = 16
 CALIBRATION_BATCHES = 4
+GRID_COLUMNS = 8
 
 
 def latent(config: ModelConfig, seed: int, label: str, index: int) -> Tensor:
     """z (latent_dim,) of image ``index`` of a label, standard normal."""
     generator = torch.Generator().manual_seed(derive_seed(seed, f"image {label}", index))
     return torch.randn(config.latent_dim, generator=generator)
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8 on the CPU."""
-    scaled = images.float().add(1).mul_(127.5).round_().clamp_(0, 255)  # the first makes a copy, the others need none
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @torch.no_grad()
@@ -108,6 +105,12 @@ class Sampler:
         place = self.config.latent_dim - self.config.place_dim
         z[:, place:] = z[0, place:]  # counted in whole pixels: a film in which the place moves shakes
         return z
+
+    def grid(self, labels: Sequence[str], seed: int, truncation: float = 1.0) -> Image.Image:
+        """A picture with a row of GRID_COLUMNS images for each label, or four rows for [], an unconditional model."""
+        names = [name for name in labels or [""] * 4 for _ in range(GRID_COLUMNS)]
+        z = torch.stack([latent(self.config, seed, name, place) for place, name in enumerate(names)]) * truncation
+        return grid(self.render(z, names), GRID_COLUMNS, labels)
 
     def number(self, label: str) -> int:
         """Number of a label. Raises UserError that lists the labels there are."""

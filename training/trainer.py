@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from common.pictures import grid
 from common.seeding import derive_seed
 from models import build
 from models.augment import adapt
@@ -21,11 +20,10 @@ from models.ema import ema_decay, make_ema, update_ema
 from models.layers import run_alone
 from training.config import TrainConfig
 from training.processes import Processes
-from training.sampling import Sampler, calibrate, latent, run_generator
+from training.sampling import Sampler, calibrate
 from training.schedule import growth, learning_rate_factor, view_of
 from training.step import STATISTICS, Batch, GanStep
 
-GRID_COLUMNS = 8
 ADAPT_STEPS = 16
 GROUP = 4  # images that the improved discriminators compare with each other: a batch is divided into no less
 
@@ -214,15 +212,6 @@ class Trainer:
             self._verdicts = []
 
     # -- pictures
-
-    def sample_grid(self):
-        """A PIL picture of the averaged generator's images for latents that are the same in every run: a row a class."""
-        self.calibrate()
-        rows = self.classes or [""] * 4
-        names = [name for name in rows for _ in range(GRID_COLUMNS)]
-        z = torch.stack([latent(self.model, self.config.seed, name, place) for place, name in enumerate(names)])
-        labels = torch.tensor([self.classes.index(name) for name in names]) if self.classes else None
-        return grid(run_generator(self.ema, z, labels, self.device), GRID_COLUMNS, self.classes)
 
     def sampler(self) -> Sampler:
         """The averaged generator as it is now."""

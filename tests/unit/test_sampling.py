@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.pictures import to_uint8
 from models import build
 from models.config import ModelConfig, improved_config
-from training.sampling import Sampler, closed_walk, to_uint8
+from training.sampling import Sampler, closed_walk
 
 CPU = torch.device("cpu")
 
