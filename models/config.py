@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from common.errors import UserError
 
@@ -19,6 +19,7 @@ MARGIN = 5  # positions on each side at the start of each level: two convolution
 STYLE_DIM = 64
 FIELD_CHANNELS = 8
 PLACE_DIM = 2  # at the end of z: where on its canvas the image lies
+NOISE_DIM = 4  # before it, for each level: where on the sheet of noise its two layers read
 BEND_CHANNELS = 2  # of the field: where what it paints is moved to, across and down
 FIELD_SIDE = BASE + 2 * MARGIN
 
@@ -33,10 +34,11 @@ class ModelConfig:
     model. g_channels: feature maps of the generator at 4x4, 8x8, ... up to half the image size. d_channels: feature maps of the
     discriminator from half the image size down to 4x4.
     The rest is the improved model's: g_channels count from 8x8 up to the image size; discriminator, norm: see the names above;
-    d_channels: of the residual one from the image size down, of the projected one the width of its heads; attention: resolutions
-    with self-attention; spectral_norm: in the discriminator; grow_from: resolution that progressive growing starts at; bent:
-    whether the generator bends its canvas (in older checkpoints it does not); window: side in pixels of what the discriminator
-    sees at once, 0 for the whole image: see ``View``.
+    d_channels: of the residual one from the image size down, of the projected one the width of its heads on features and, where it
+    is not half of that, of its head on pixels; attention: resolutions with self-attention; spectral_norm: in the discriminator;
+    grow_from: resolution that progressive growing starts at; bent: whether the generator bends its canvas (in older checkpoints it
+    does not); window: side in pixels of what the discriminator sees at once, 0 for the whole image: see ``View``; layer_noise:
+    whether the generator's layers add noise.
     """
 
     model: str
@@ -52,6 +54,7 @@ class ModelConfig:
     grow_from: int = 0
     bent: bool = False
     window: int = 0
+    layer_noise: bool = False
 
     @property
     def seen(self) -> int:
@@ -60,8 +63,9 @@ class ModelConfig:
 
     @property
     def place_dim(self) -> int:
-        """How many of z's last numbers say where on its canvas the image lies; 0 for the baseline."""
-        return PLACE_DIM if self.model == "improved" else 0
+        """How many of z's last numbers are places: of the image on its canvas, of noise on its sheet; 0 for the baseline."""
+        noise = NOISE_DIM * len(self.g_channels) if self.layer_noise else 0
+        return PLACE_DIM + noise if self.model == "improved" else 0
 
     def to_dict(self) -> dict:
         """Plain types only, for the checkpoint."""
@@ -140,11 +144,13 @@ def improved_config(
     spectral_norm: bool = True,
     grow_from: int | None = None,
     window: int | None = None,
+    layer_noise: bool | None = None,
 ) -> ModelConfig:
     """The improved model at the widths of ``preset``.
 
     grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once at the widths
-    for CPUs, else the whole image. Raises UserError for a window of less than half the image.
+    for CPUs, else the whole image. layer_noise None: above 64 pixels, see docs/experiments.md. Raises UserError for a window of
+    less than half the image.
     """
     _check_size(image_size)
     window = min(image_size, window or (128 if preset == "cpu" else image_size))
@@ -153,13 +159,14 @@ def improved_config(
     widths, width = WIDTHS[preset]
     levels = image_size.bit_length() - 3
     pyramid = tuple(min(8 * width, width * 2**k // 2) for k in range(window.bit_length() - 2))
-    return ModelConfig(
+    layer_noise = image_size > 64 if layer_noise is None else layer_noise
+    config = ModelConfig(
         "improved",
         image_size,
-        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2 + PLACE_DIM,  # style, noise field, place of the crop
+        STYLE_DIM + (FIELD_CHANNELS + BEND_CHANNELS) * FIELD_SIDE**2,
         num_classes,
         g_channels=widths[:levels],
-        d_channels=(width,) if discriminator == "projected" else pyramid,
+        d_channels=(width, width if layer_noise else width // 2) if discriminator == "projected" else pyramid,
         discriminator=discriminator,
         norm=norm,
         attention=(16,) if attention else (),
@@ -167,4 +174,6 @@ def improved_config(
         grow_from=min(image_size, grow_from or 64),
         bent=True,
         window=window if window < image_size else 0,
+        layer_noise=layer_noise,
     )
+    return replace(config, latent_dim=config.latent_dim + config.place_dim)  # style, field, places

@@ -183,13 +183,13 @@ class ProjectedDiscriminator(Growing):
     def __init__(self, config: ModelConfig, pretrained: bool = True):
         super().__init__(config)
         normalise = spectral if config.spectral_norm else plain
-        width = config.d_channels[0]
+        width, on_pixels = (*config.d_channels, config.d_channels[0] // 2)[:2]
         self.backbone = Lite0(pretrained)
         self.mixing = Mixing(Lite0.fine, width)
         sides = [config.seen // stride for stride in (2, 4, 8, 16)]
         self.heads = nn.ModuleList(Head(width, side, width, self.kinds, normalise) for side in sides)
         self.register_load_state_dict_pre_hook(_without_backbone)
-        self.pixels = Head(3, config.seen, width // 2, self.kinds, normalise)
+        self.pixels = Head(3, config.seen, on_pixels, self.kinds, normalise)
 
     def look(self, images: Tensor) -> list[Tensor]:
         """The images and their frozen features, fine to coarse."""

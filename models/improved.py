@@ -4,22 +4,25 @@ Tissue has no preferred position, but a generator with padding or a learned star
 every image. This one starts from a field of independent noise (Jetchev et al., "Texture synthesis with spatial GANs", 2016), pads
 nowhere, and paints a larger canvas than it shows, so that each position of the image is made alike by construction. On the way
 the canvas is bent, so that the lattice of the noise does not show. A second, global part of the latent gives the style (Karras
-et al., StyleGAN2, 2020): stain, density, and the label.
+et al., StyleGAN2, 2020): stain, density, and the label. Noise behind each convolution (Karras et al., StyleGAN, 2019) gives the
+detail its chance, so that the field is left free to vary the layout; it is read from one sheet, at places that follow from z.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, PLACE_DIM, STYLE_DIM, ModelConfig, View
+from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, MARGIN, NOISE_DIM, PLACE_DIM, STYLE_DIM, ModelConfig, View
 from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
+SHEET = 1024  # positions a side of the noise that all images read
 COLOR_GAIN = 0.8  # start with pale colours; each level adds its share
 
 
@@ -40,20 +43,25 @@ def bend(maps: Tensor, noise: Tensor) -> Tensor:
 class Level(nn.Module):
     """One resolution: maps (N, C, r + 10, r + 10) -> (N, C', r + 6, r + 6), a residual pair of 3x3 convolutions."""
 
-    def __init__(self, inputs: int, outputs: int, style_dim: int, norm: str, attention: bool):
+    def __init__(self, inputs: int, outputs: int, style_dim: int, norm: str, attention: bool, noise: bool):
         super().__init__()
         self.enter = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
         self.first = StyledConv(outputs, outputs, 3, style_dim, norm)
         self.second = StyledConv(outputs, outputs, 3, style_dim, norm)
         self.attention = SelfAttention(outputs) if attention else nn.Identity()
         self.color = StyledConv(outputs, 3, 1, style_dim, "none")
+        self.noise = nn.Parameter(torch.zeros(2, outputs, 1, 1)) if noise else None  # how much of it each map takes
 
-    def forward(self, maps: Tensor, style: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, style: Tensor, noise: Sequence[Tensor] = ()) -> Tensor:
+        """noise: of each layer, (N, 1, r + 8, r + 8) and (N, 1, r + 6, r + 6), where the model has any."""
         # Passes over large maps are what a CPU spends its time on: the gain of the first activation goes into the next layer's
         # styles, and that of the second is undone by the mean of both ways: (maps + GAIN * new) * sqrt(1/2).
-        new = F.leaky_relu(self.first(maps, style), 0.2, inplace=True)
-        new = F.leaky_relu(self.second(new, style, gain=GAIN), 0.2, inplace=True)
+        new = F.leaky_relu(self._noisy(self.first(maps, style), noise, 0), 0.2, inplace=True)
+        new = F.leaky_relu(self._noisy(self.second(new, style, gain=GAIN), noise, 1), 0.2, inplace=True)
         return self.attention(torch.add(new, crop(maps, 2), alpha=math.sqrt(0.5)))
+
+    def _noisy(self, maps: Tensor, noise: Sequence[Tensor], layer: int) -> Tensor:
+        return torch.addcmul(maps, self.noise[layer], noise[layer]) if noise else maps
 
 
 class ImprovedGenerator(nn.Module):
@@ -74,9 +82,13 @@ class ImprovedGenerator(nn.Module):
         widths = config.g_channels
         self.start = StyledConv(FIELD_CHANNELS, widths[0], 1, STYLE_DIM, config.norm)
         self.levels = nn.ModuleList(
-            Level(before, after, STYLE_DIM, config.norm, BASE * 2**k in config.attention)
+            Level(before, after, STYLE_DIM, config.norm, BASE * 2**k in config.attention, config.layer_noise)
             for k, (before, after) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True))
         )
+
+        if config.layer_noise:
+            sheet = torch.randn(1, 1, SHEET, SHEET, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("sheet", sheet, persistent=False)
 
     def get_extra_state(self) -> float:
         return self.growth
@@ -88,7 +100,8 @@ class ImprovedGenerator(nn.Module):
         """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
         growth = self.growth if view is None else view.growth
         style = self._style(z[:, :STYLE_DIM], labels)
-        field = z[:, STYLE_DIM:-PLACE_DIM].reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
+        field, places = z[:, STYLE_DIM : -self.config.place_dim], z[:, -self.config.place_dim : -PLACE_DIM]
+        field = field.reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
         start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
         maps = activate(self.start(start, style))
         colors = None
@@ -100,7 +113,7 @@ class ImprovedGenerator(nn.Module):
                 # The narrowing 1x1 convolution commutes with the doubling, and costs a quarter before it.
                 maps = double(level.enter(maps))
                 colors = crop(double(colors), 2)
-            maps = level(maps, style)
+            maps = level(maps, style, self._noise(places, number, maps.shape[-1]) if self.config.layer_noise else ())
             if number == 1 and self.config.bent:
                 maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])
             new = level.color(maps, style)
@@ -110,6 +123,14 @@ class ImprovedGenerator(nn.Module):
                 maps, colors = crop(maps, BASE // 2), crop(colors, BASE // 2)
         images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -PLACE_DIM:], growth)
         return images if view is not None else self._enlarged(images)
+
+    def _noise(self, places: Tensor, number: int, side: int) -> list[Tensor]:
+        """What a level's two layers add to maps that enter it with ``side`` positions; a window reads its part of the whole."""
+        whole = BASE * 2**number + 2 * MARGIN
+        places = torch.special.ndtr(places[:, NOISE_DIM * number : NOISE_DIM * (number + 1)])
+        corners = (places * (SHEET - whole)).floor() + (whole - side) // 2
+        sheet = self.sheet.expand(len(places), -1, -1, -1)
+        return [cut_out(sheet, corners[:, 2 * layer : 2 * layer + 2], side - 2 * (layer + 1)) for layer in (0, 1)]
 
     def _style(self, z: Tensor, labels: Tensor | None) -> Tensor:
         style = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)

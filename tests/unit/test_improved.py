@@ -12,7 +12,17 @@ from torch.nn.functional import avg_pool2d
 from common.errors import UserError
 from models import build, losses
 from models.augment import KINDS, MOST, Rows, adapt, augment
-from models.config import BEND_CHANNELS, FIELD_CHANNELS, FIELD_SIDE, STYLE_DIM, ModelConfig, View, improved_config
+from models.config import (
+    BEND_CHANNELS,
+    FIELD_CHANNELS,
+    FIELD_SIDE,
+    NOISE_DIM,
+    PLACE_DIM,
+    STYLE_DIM,
+    ModelConfig,
+    View,
+    improved_config,
+)
 from models.layers import cut_out, gathered
 from models.layers import double as double_size
 from training.config import TrainConfig
@@ -31,7 +41,7 @@ LABELS = torch.tensor([0, 1, 2, 0])
 def small(**changes):
     """An improved model of few maps at 64 pixels."""
     config = improved_config(64, 3, **{"discriminator": "residual"} | changes)
-    narrow = (8,) if config.discriminator == "projected" else (4, 8, 8, 8, 8)[: len(config.d_channels)]
+    narrow = (8, 4) if config.discriminator == "projected" else (4, 8, 8, 8, 8)[: len(config.d_channels)]
     return replace(config, g_channels=(8, 8, 8, 4), d_channels=narrow)
 
 
@@ -73,13 +83,17 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     assert torch.allclose(images[..., step:-step], elsewhere[..., : -2 * step], atol=1e-4)
 
 
-def test_style_label_field_and_place_all_matter():
-    config = small()
-    generator, _ = build(config)
+def test_every_part_of_the_latent_matters_and_the_label():
+    config = small(layer_noise=True)
+    generator = noisy(build(config)[0])
     z = torch.randn(1, config.latent_dim)
     image = generator(z, LABELS[:1])
-    moves = -2 - BEND_CHANNELS * FIELD_SIDE**2
-    parts = {"style": slice(0, STYLE_DIM), "field": slice(STYLE_DIM, moves), "moves": slice(moves, -2), "place": slice(-2, None)}
+    ends = [0, STYLE_DIM]
+    for length in (FIELD_CHANNELS * FIELD_SIDE**2, BEND_CHANNELS * FIELD_SIDE**2, *[NOISE_DIM] * 4, PLACE_DIM):
+        ends.append(ends[-1] + length)
+    assert ends[-1] == config.latent_dim
+    names = ("style", "field", "moves", *(f"noise at {side}" for side in (8, 16, 32, 64)), "place")
+    parts = {name: slice(start, end) for name, start, end in zip(names, ends, ends[1:], strict=False)}
     for name, part in parts.items():
         changed = z.clone()
         changed[:, part] = -changed[:, part] + 0.5
@@ -87,9 +101,23 @@ def test_style_label_field_and_place_all_matter():
     assert not torch.allclose(image, generator(z, LABELS[1:2]), atol=1e-3)
 
 
+def test_noise_is_the_same_for_the_same_latent_and_of_no_place():
+    config = small(layer_noise=True)
+    generator = noisy(build(config)[0])
+    sheet = generator.sheet.flatten(1)
+    assert abs(sheet.mean()) < 0.01 and abs(sheet.std() - 1) < 0.01
+    assert torch.equal(noisy(build(config)[0]).sheet, generator.sheet)
+    z = torch.randn(3, config.latent_dim)
+    assert torch.allclose(generator(z, LABELS[:3])[1:2], generator(z[1:2], LABELS[1:2]), atol=1e-5)
+    z[:, -config.place_dim :] = torch.tensor([-9.0, 0.0, 9.0])[:, None]  # the sheet's corners are reached and not crossed
+    places = z[:, -config.place_dim : -PLACE_DIM]
+    corners = [noise[:, 0, 0, 0] for level in range(4) for noise in generator._noise(places, level, 8 * 2**level + 10)]
+    assert all(len(set(values.tolist())) == 3 and values[0] == sheet[0, 0] for values in corners)
+
+
 def test_a_checkpoint_from_before_the_bending_paints_what_it_painted():
     before = small().to_dict()
-    del before["bent"]
+    del before["bent"], before["layer_noise"]
     before["latent_dim"] -= BEND_CHANNELS * FIELD_SIDE**2
     config = ModelConfig.from_dict(before)
     generator, _ = build(config)
@@ -178,9 +206,16 @@ def test_energy_distance_asks_for_the_right_place_and_for_variety():
     assert losses.energy_distance(swapped, mixed, labels) > right
 
 
+def noisy(generator):
+    """The generator, whose layers now add noise as a trained one's do."""
+    for level in generator.levels:
+        level.noise.data.fill_(0.3)
+    return generator
+
+
 def test_a_window_is_a_part_of_the_whole_image():
-    config = small(window=32)
-    generator, _ = build(config)
+    config = small(window=32, layer_noise=True)
+    generator = noisy(build(config)[0])
     generator.levels[1].attention.weight.data.fill_(0.5)
     z = torch.randn(2, config.latent_dim)
     z[:, -2:] = 0.0  # shown from the middle of the canvas
