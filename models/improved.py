@@ -40,6 +40,11 @@ def bend(maps: Tensor, noise: Tensor) -> Tensor:
     return F.grid_sample(maps, places, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+def drawn(normal: Tensor, count: int) -> Tensor:
+    """Standard normal numbers -> whole ones from 0 to ``count`` - 1, each as likely."""
+    return (torch.special.ndtr(normal) * count).floor().clamp(max=count - 1)
+
+
 class Level(nn.Module):
     """One resolution: maps (N, C, r + 10, r + 10) -> (N, C', r + 6, r + 6), a residual pair of 3x3 convolutions."""
 
@@ -127,8 +132,7 @@ class ImprovedGenerator(nn.Module):
     def _noise(self, places: Tensor, number: int, side: int) -> list[Tensor]:
         """What a level's two layers add to maps that enter it with ``side`` positions; a window reads its part of the whole."""
         whole = BASE * 2**number + 2 * MARGIN
-        places = torch.special.ndtr(places[:, NOISE_DIM * number : NOISE_DIM * (number + 1)])
-        corners = (places * (SHEET - whole)).floor() + (whole - side) // 2
+        corners = drawn(places[:, NOISE_DIM * number : NOISE_DIM * (number + 1)], SHEET - whole) + (whole - side) // 2
         sheet = self.sheet.expand(len(places), -1, -1, -1)
         return [cut_out(sheet, corners[:, 2 * layer : 2 * layer + 2], side - 2 * (layer + 1)) for layer in (0, 1)]
 
@@ -143,7 +147,7 @@ class ImprovedGenerator(nn.Module):
     def _shown(self, canvas: Tensor, place: Tensor, growth: float) -> Tensor:
         """The image out of its canvas, at an offset that z decides: doublings leave a period of pixels, a random phase hides it."""
         side = canvas.shape[-1] - SLACK
-        moved = (torch.special.ndtr(place) * (SLACK + 1)).floor().clamp(0, SLACK) - SLACK // 2
+        moved = drawn(place, SLACK + 1) - SLACK // 2
         share = 2 ** math.ceil(growth) / self.config.image_size
         return cut_out(canvas, SLACK // 2 + (moved * share).round(), side)
 

@@ -211,7 +211,7 @@ class Trainer:
             self.strength = adapt(self.strength, torch.stack(self._verdicts).mean().item(), ADAPT_STEPS * count)
             self._verdicts = []
 
-    # -- pictures
+    # -- looking at it
 
     def sampler(self) -> Sampler:
         """The averaged generator as it is now."""
