@@ -75,9 +75,14 @@ def plain(size: int, batch_size: int, device: torch.device) -> Callable[[], None
     return lambda: network.step(real)
 
 
-def ours(model: str, size: int, batch_size: int, device: torch.device, images: int = 0, **settings) -> Callable[[], None]:
-    """Whole steps of train.py, penalties, average and adaptive augmentation included, as they are at ``images`` images seen."""
-    networks = dcgan_config(size, 4) if model == "dcgan" else improved_config(size, 4)
+def ours(
+    model: str, size: int, batch_size: int, device: torch.device, images: int = 0, noise: bool | None = None, **settings
+) -> Callable[[], None]:
+    """Whole steps of train.py, penalties, average and adaptive augmentation included, as they are at ``images`` images seen.
+
+    noise: in the improved model's layers and with a wider head on pixels, None for the default.
+    """
+    networks = dcgan_config(size, 4) if model == "dcgan" else improved_config(size, 4, layer_noise=noise)
     config = TrainConfig("", "label", epochs=200, batch_size=batch_size, **training_defaults(model, None) | settings)
     trainer = Trainer(networks, config, list("abcd"), [1] * 4, 900, device)
     batch = torch.rand(batch_size, 3, size, size) * 2 - 1, torch.arange(batch_size) % 4
@@ -136,6 +141,8 @@ def main() -> int:
             makers[f"{size} improved from {start} images on"] = partial(
                 ours, "improved", size, args.batch_size, device, start + 100
             )
+        if size > 64:
+            makers[f"{size} the same without noise"] = partial(ours, "improved", size, args.batch_size, device, start + 100, False)
     steps = {name: make() for name, make in makers.items()}
     work = {name: gflop(make() if "plain" in name else make(r1=0.0)) for name, make in makers.items()}
     best, limit = dict.fromkeys(steps, 0.0), 0.0
