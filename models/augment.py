@@ -8,6 +8,7 @@ match the images as they are, and nothing of it leaks into the samples (Karras e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ ADAPT_IMAGES = 100_000.0  # images from probability 0 to 1
 
 # Optical densities of haematoxylin, eosin and the rest by channel (Ruifrok and Johnston 2001), rows of length 1.
 _STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+
+
+@cache
+def _stains(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """From amounts of stain to densities and back, (3, 3) each."""
+    stains = _STAINS.to(dtype)
+    return stains.to(device), torch.linalg.inv(stains).to(device)
 
 
 def adapt(probability: float, share_real: float, images: int) -> float:
@@ -54,12 +62,12 @@ class Rows:
         return result
 
 
-def augment(images: Tensor, probability: float, kinds: tuple[str, ...] = KINDS, rows: Rows | None = None) -> Tensor:
+def augment(images: Tensor, probability: float | Tensor, kinds: tuple[str, ...] = KINDS, rows: Rows | None = None) -> Tensor:
     """(N, 3, S, S) in [-1, 1] -> the same shape; each kind happens to each image with ``probability``.
 
-    rows: the images' places in a larger batch; None where they are all of it.
+    probability: 0 changes nothing; a tensor is above it. rows: the images' places in a larger batch; None where they are all of it.
     """
-    if probability <= 0.0:
+    if not torch.is_tensor(probability) and probability <= 0.0:
         return images
     rows = rows or Rows(len(images))
     for kind in kinds:
@@ -103,9 +111,9 @@ def _color(images: Tensor, rows: Rows) -> Tensor:
 
 def _stain(images: Tensor, rows: Rows) -> Tensor:
     """Each stain's density by a fifth (Tellez et al. 2018)."""
-    stains = _STAINS.to(images)
+    stains, unmixing = _stains(images.device, images.dtype)
     density = -torch.log((images + 1.0).clamp(min=0.02) / 2.0)
-    amounts = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains))
+    amounts = torch.einsum("nchw,cs->nshw", density, unmixing)
     amounts = amounts * (1.0 + 0.2 * _uniform(images, rows, 3, 1, 1))
     return 2.0 * torch.exp(-torch.einsum("nshw,sc->nchw", amounts, stains)) - 1.0
 

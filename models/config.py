@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 
+from torch import Tensor
+
 from common.errors import UserError
 
 MODELS = ("dcgan", "improved")
@@ -92,16 +94,23 @@ class View:
     growth: log2 of the resolution of the whole image, fractions while the next one fades in. windowed: only a window of half its
     side, a quarter of the image at full resolution. Tissue looks alike everywhere and a generator without a place can paint any
     part of its canvas by itself, so that windows for the detail and whole images of half the resolution for the layout teach
-    the same as whole images do, for a third of the arithmetic.
+    the same as whole images do, for a third of the arithmetic. share: the fade as a tensor on the networks' device, where it must
+    be one; None: as growth says.
     """
 
     growth: float
     windowed: bool = False
+    share: Tensor | None = None
 
     @property
     def resolution(self) -> int:
         """Side in pixels of the whole image."""
         return 2 ** math.ceil(self.growth)
+
+    @property
+    def fade(self) -> float | Tensor:
+        """How far that resolution has faded in, above 0 to 1."""
+        return self.growth - math.ceil(self.growth) + 1.0 if self.share is None else self.share
 
     @property
     def side(self) -> int:

@@ -58,7 +58,7 @@ class Growing(nn.Module):
         self.growth = self._full = math.log2(config.seen)
         self._labels = max(1, config.num_classes)
         self.kinds = 2 * self._labels if config.window else config.num_classes  # windows are kinds of their own
-        self._windowed = False
+        self._windowed, self._share = False, None
 
     def get_extra_state(self) -> float:
         return self.growth
@@ -69,7 +69,12 @@ class Growing(nn.Module):
     def set_view(self, view: View) -> None:
         """What comes next."""
         self.growth = math.log2(view.side) if view.windowed else view.growth
-        self._windowed = view.windowed
+        self._windowed, self._share = view.windowed, None if view.windowed else view.share
+
+    @property
+    def fade(self) -> float | Tensor:
+        """How far the resolution that is seen has faded in."""
+        return View(self.growth, share=self._share).fade
 
     @property
     def skipped(self) -> int:
@@ -119,9 +124,9 @@ class ResidualDiscriminator(Growing):
     def judge(self, maps: list[Tensor], labels: Tensor | None = None) -> Tensor:
         images = maps[0]
         first = self.skipped
-        fade = 1.0 - (math.ceil(self.growth) - self.growth)
+        fade = self.fade
         hidden = self.attention[first](self.blocks[first](self.enter[first](images)))
-        if fade < 1.0:
+        if torch.is_tensor(fade) or fade < 1.0:
             hidden = torch.lerp(self.enter[first + 1](F.avg_pool2d(images, 2)), hidden, fade)
         for block, attention in zip(self.blocks[first + 1 :], self.attention[first + 1 :], strict=True):
             hidden = attention(block(hidden))

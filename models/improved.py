@@ -103,7 +103,7 @@ class ImprovedGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, view: View | None = None) -> Tensor:
         """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
-        growth = self.growth if view is None else view.growth
+        shown = view or View(self.growth)
         style = self._style(z[:, :STYLE_DIM], labels)
         field, places = z[:, STYLE_DIM : -self.config.place_dim], z[:, -self.config.place_dim : -PLACE_DIM]
         field = field.reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
@@ -111,8 +111,7 @@ class ImprovedGenerator(nn.Module):
         maps = activate(self.start(start, style))
         colors = None
         for number, level in enumerate(self.levels):
-            weight = min(1.0, growth - math.log2(BASE) - number + 1.0) if number else 1.0
-            if weight <= 0.0:
+            if BASE * 2**number > shown.resolution:
                 break
             if number:
                 # The narrowing 1x1 convolution commutes with the doubling, and costs a quarter before it.
@@ -122,11 +121,12 @@ class ImprovedGenerator(nn.Module):
             if number == 1 and self.config.bent:
                 maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])
             new = level.color(maps, style)
-            colors = new if colors is None else colors + weight * new
-            if number == 1 and view is not None and view.windowed:
+            fade = shown.fade if BASE * 2**number == shown.resolution else 1.0
+            colors = new if colors is None else colors + fade * new
+            if number == 1 and shown.windowed:
                 # From here on there are convolutions alone: the window is painted as if the rest were there.
                 maps, colors = crop(maps, BASE // 2), crop(colors, BASE // 2)
-        images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -PLACE_DIM:], growth)
+        images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -PLACE_DIM:], shown.resolution)
         return images if view is not None else self._enlarged(images)
 
     def _noise(self, places: Tensor, number: int, side: int) -> list[Tensor]:
@@ -144,11 +144,11 @@ class ImprovedGenerator(nn.Module):
             style = activate(layer(style))
         return style
 
-    def _shown(self, canvas: Tensor, place: Tensor, growth: float) -> Tensor:
+    def _shown(self, canvas: Tensor, place: Tensor, resolution: int) -> Tensor:
         """The image out of its canvas, at an offset that z decides: doublings leave a period of pixels, a random phase hides it."""
         side = canvas.shape[-1] - SLACK
         moved = drawn(place, SLACK + 1) - SLACK // 2
-        share = 2 ** math.ceil(growth) / self.config.image_size
+        share = resolution / self.config.image_size
         return cut_out(canvas, SLACK // 2 + (moved * share).round(), side)
 
     def _enlarged(self, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ compares all images with all. (Batch norm, the baseline's, is the exception for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,27 @@ STATISTICS = ("loss_d", "loss_g", "acc_real", "acc_fake", "grad_d", "grad_g", "d
 
 
 def make_optimizer(network: nn.Module, learning_rate: float, betas: list[float]) -> torch.optim.Adam:
-    """Adam over what is to be learned, in PyTorch's fused form."""
+    """Adam over what is to be learned, in PyTorch's fused form. On CUDA its rate is a tensor, so that recordings can change it."""
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(learned, lr=learning_rate, betas=tuple(betas), fused=True)
+    cuda = learned[0].device.type == "cuda"
+    rate = torch.tensor(learning_rate, device=learned[0].device) if cuda else learning_rate
+    return torch.optim.Adam(learned, lr=rate, betas=tuple(betas), fused=True, capturable=cuda)
+
+
+def set_rate(optimizer: torch.optim.Adam, rate: float) -> None:
+    """Give an optimiser its learning rate."""
+    group = optimizer.param_groups[0]
+    if torch.is_tensor(group["lr"]):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def restore_optimizer(optimizer: torch.optim.Adam, state: dict) -> None:
+    """Take over the averages of a checkpoint from any device; how they are applied is this device's matter."""
+    own = {name: optimizer.param_groups[0][name] for name in ("lr", "fused", "capturable")}
+    optimizer.load_state_dict(state)
+    optimizer.param_groups[0].update(own)
 
 
 def gradient_norm(network: nn.Module) -> Tensor:
@@ -46,14 +65,13 @@ def diversity(fake: Tensor, real: Tensor) -> Tensor:
     return fake.std(dim=0).mean() / (real.std(dim=0).mean() + 1e-6)
 
 
-def seen_by(view: View | None, images: Tensor, rows: Rows) -> Tensor:
-    """What a view shows of real images (N, 3, S, S): all at its resolution, or a window at a random place of each."""
+def seen_by(view: View | None, images: Tensor, corners: Tensor | None) -> Tensor:
+    """What a view shows of real images (N, 3, S, S): all at its resolution, or a window of each at its corner, (N, 2)."""
     if view is None:
         return images
     images = reduced(images, view.resolution)
     if not view.windowed:
         return images
-    corners = rows.rand(2, device=torch.device("cpu")) * (images.shape[-1] - view.side + 1)
     return cut_out(images, corners, view.side).contiguous(memory_format=torch.channels_last)
 
 
@@ -61,16 +79,17 @@ def seen_by(view: View | None, images: Tensor, rows: Rows) -> Tensor:
 class Batch:
     """What one step is about. real: (N, 3, S, S) in [-1, 1]; labels: (N,) or None; z: (N, latent_dim); N is this process's share.
 
-    seed: of the random numbers of the step, the same in all processes. strength: probability of each augmentation before D.
-    view: what of the images is looked at, None for all of them as they are.
+    seed: of the random numbers of the step, the same in all processes. strength: probability of each augmentation before D, a
+    tensor only if above 0. view: what of the images is looked at, None for all of them as they are; corners: of its windows, (N, 2).
     """
 
     real: Tensor
     labels: Tensor | None
     z: Tensor
     seed: int
-    strength: float = 0.0
+    strength: float | Tensor = 0.0
     view: View | None = None
+    corners: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +109,17 @@ class Seen:
         return [item.detach() for item in (*self.real_features, *self.fake_features, *self.small)]
 
 
+def directly(work: Callable[[Batch, bool], Tensor], batch: Batch, penalise: bool) -> Tensor:
+    """Do it."""
+    return work(batch, penalise)
+
+
 class GanStep:
     """Holds both networks and their optimisers, already on their device in channels_last (1.3 to 2 times the speed on CPUs).
 
     parts: in how many parts a process takes its share of a batch; more of them need less memory and more time. half: whether
     convolutions and products are taken in bfloat16 (weights, losses, penalties and what matters to rounding stay float32).
+    perform: does what it is handed; a Recorder in place of the direct way.
     """
 
     def __init__(
@@ -107,6 +132,7 @@ class GanStep:
     ):
         self.generator, self.discriminator, self.config = generator, discriminator, config
         self.processes, self.parts, self.half = processes or Processes(), 1, False
+        self.perform: Callable[[Callable[[Batch, bool], Tensor], Batch, bool], Tensor] = directly
         self.opt_g = make_optimizer(generator, config.lr_g, config.betas)
         self.opt_d = make_optimizer(discriminator, config.lr_d, config.betas)
         self._learned = [parameter for parameter in discriminator.parameters() if parameter.requires_grad]
@@ -125,16 +151,24 @@ class GanStep:
         rate: factor of the learning rates. penalise: whether this step takes the gradient penalties. Returns STATISTICS of the
         whole batch as a tensor on the device, not synchronised, the same in all processes.
         """
-        for optimizer, base in ((self.opt_g, self.config.lr_g), (self.opt_d, self.config.lr_d)):
-            optimizer.param_groups[0]["lr"] = base * rate
-            optimizer.zero_grad(set_to_none=True)
+        set_rate(self.opt_g, self.config.lr_g * rate)
+        set_rate(self.opt_d, self.config.lr_d * rate)
+        torch.manual_seed(batch.seed)
+        return self.perform(self._both, batch, penalise)
+
+    def _both(self, batch: Batch, penalise: bool) -> Tensor:
+        """The work of a step. Numbers that change with each step may be tensors here, so that it can be recorded."""
+        if batch.view is not None:
+            self.discriminator.set_view(batch.view)
+        self.opt_g.zero_grad(set_to_none=True)
+        self.opt_d.zero_grad(set_to_none=True)
         whole = self._look(batch, 0, True) if self.parts == 1 else None
-        sums, kept = torch.zeros(4, device=batch.real.device), []
+        sums_d, sums_g, kept = batch.real.new_zeros(3), batch.real.new_zeros(()), []
         self._freeze(False)
         advance_spectral_norms(self.discriminator)
         for part in range(self.parts):
             seen = whole or self._look(batch, part, False)
-            sums[[0, 2, 3]] += self._discriminator(seen, penalise)
+            sums_d += self._discriminator(seen, penalise)
             kept.append(seen.kept())
         self._update(self.opt_d, self.discriminator)
         labels = None if batch.labels is None else self.processes.gather(batch.labels)
@@ -145,9 +179,9 @@ class GanStep:
         self._freeze(True)  # D only passes the gradient on: not computing its own saves a third of its backward pass
         advance_spectral_norms(self.discriminator)
         for part in range(self.parts):
-            sums[1] += self._generator(whole or self._look(batch, part, True), everything, labels, grader)
+            sums_g += self._generator(whole or self._look(batch, part, True), everything, labels, grader)
         self._update(self.opt_g, self.generator)
-        loss_d, loss_g, *accuracy = self.processes.total(sums).unbind()
+        loss_d, *accuracy, loss_g = self.processes.total(torch.cat([sums_d, sums_g[None]])).unbind()
         norms = [gradient_norm(self.discriminator), gradient_norm(self.generator)]
         return torch.stack([loss_d, loss_g, *accuracy, *norms, diversity(everything[-1], everything[-2])])
 
@@ -161,8 +195,10 @@ class GanStep:
         mine, world = slice(part, None, self.parts), self.processes.world
         rows = Rows(len(batch.real) * world, self.processes.rank + world * part, world * self.parts)
         labels = None if batch.labels is None else batch.labels[mine]
-        torch.manual_seed(batch.seed)
-        real, kinds = seen_by(batch.view, batch.real[mine], rows), tuple(self.config.adaptive)
+        if self.parts > 1:
+            torch.manual_seed(batch.seed)  # each part draws for the whole batch
+        corners = None if batch.corners is None else batch.corners[mine]
+        real, kinds = seen_by(batch.view, batch.real[mine], corners), tuple(self.config.adaptive)
         with torch.set_grad_enabled(learn):
             with self._arithmetic():
                 fake = losses.precise(self.generator(batch.z[mine], labels, *([batch.view] if batch.view else [])))

@@ -20,9 +20,10 @@ from models.ema import ema_decay, make_ema, update_ema
 from models.layers import run_alone
 from training.config import TrainConfig
 from training.processes import Processes
+from training.recording import Recorder, Stream
 from training.sampling import Sampler, calibrate
 from training.schedule import growth, learning_rate_factor, view_of
-from training.step import STATISTICS, Batch, GanStep
+from training.step import STATISTICS, Batch, GanStep, directly, restore_optimizer
 
 ADAPT_STEPS = 16
 GROUP = 4  # images that the improved discriminators compare with each other: a batch is divided into no less
@@ -52,11 +53,17 @@ class Trainer:
         self.classes, self.class_counts = list(classes), list(class_counts)
         self.images_per_epoch, self.images = images_per_epoch, 0
         self.step = GanStep(generator, discriminator, config, self.processes, model.num_classes)
+        self._record_steps()
         self.ema = make_ema(generator)
         self.best_kid = math.inf
         self.strength = 0.0  # of the augmentation in front of D
         self._verdicts: list[Tensor] = []
         self._calibrated_at: int | None = None
+
+    def _record_steps(self) -> None:
+        """From here on, and with the optimisers as they now are. Not what speaks to other processes, or takes a batch in parts."""
+        if self.device.type == "cuda" and self.processes.world == 1 and self.step.parts == 1:
+            self.step.perform = Recorder(Stream(self.device))
 
     def _check_batch(self, model: ModelConfig, batch_size: int) -> None:
         world = self.processes.world
@@ -113,11 +120,12 @@ class Trainer:
             self.step.generator.load_state_dict(state["generator"])
             self.step.discriminator.load_state_dict(state["discriminator"])
             self.ema.load_state_dict(state["ema"])
-            self.step.opt_g.load_state_dict(state["opt_g"])
-            self.step.opt_d.load_state_dict(state["opt_d"])
+            restore_optimizer(self.step.opt_g, state["opt_g"])
+            restore_optimizer(self.step.opt_d, state["opt_d"])
             if "graders" in state and self.step.graders:
                 self.step.graders.load_state_dict(state["graders"])
-                self.step.opt_c.load_state_dict(state["opt_c"])
+                restore_optimizer(self.step.opt_c, state["opt_c"])
+            self._record_steps()
             self.images = int(state["progress"]["images"])
             self.best_kid = float(state["progress"]["best_kid"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
@@ -143,7 +151,7 @@ class Trainer:
         step, least = self.step, GROUP if self.model.model == "improved" else 2
         if self.config.batch_size % (2 * step.parts * least * self.processes.world):
             return False
-        step.parts *= 2
+        step.parts, step.perform = 2 * step.parts, directly
         return True
 
     def slow_down(self) -> None:
@@ -170,17 +178,31 @@ class Trainer:
     def train_on(self, real: Tensor, labels: Tensor) -> Tensor:
         """One step on this process's share of a batch ((n, 3, S, S) in [-1, 1], (n,)); returns its STATISTICS on the device."""
         count, seed = len(real) * self.processes.world, derive_seed(self.config.seed, "step", self.images)
-        # Noise is drawn on the CPU and for the whole batch: a run is the same on any device and for any number of processes.
-        z = torch.randn(count, self.model.latent_dim, generator=torch.Generator().manual_seed(seed))
-        z = z[self.processes.rank :: self.processes.world].to(self.device, non_blocking=True)
         real = real.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         labels = labels.to(self.device, non_blocking=True) if self.model.num_classes else None
-        schedule = self._schedule(count)
-        statistics = self.step(Batch(real, labels, z, seed, self.strength, self._view(count)), **schedule)
+        schedule, view = self._schedule(count), self._view(count)
+        z, corners = self._draw(count, seed, view)
+        statistics = self.step(Batch(real, labels, z, seed, self.strength, view, corners), **schedule)
         self.images += count
         self._adapt(statistics, count)
         update_ema(self.ema, self.step.generator, ema_decay(self.images, count, self.config.ema_half_life))
         return statistics
+
+    def _draw(self, count: int, seed: int, view: View | None) -> tuple[Tensor, Tensor | None]:
+        """z and corners of windows for this process's share of a batch.
+
+        Drawn on the CPU and for the whole batch: a run is the same on any device and for any number of processes.
+        """
+        mine, random = slice(self.processes.rank, None, self.processes.world), torch.Generator().manual_seed(seed)
+        z = self._moved(torch.randn(count, self.model.latent_dim, generator=random)[mine])
+        if view is None or not view.windowed:
+            return z, None
+        corners = torch.rand(count, 2, generator=random) * (view.resolution - view.side + 1)
+        return z, self._moved(corners[mine])
+
+    def _moved(self, values: Tensor) -> Tensor:
+        """To the device, without waiting for what it is doing."""
+        return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
 
     def _schedule(self, count: int) -> dict[str, float | bool]:
         """What this step of ``count`` images differs in from others."""

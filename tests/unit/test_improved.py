@@ -234,16 +234,11 @@ def test_large_images_are_seen_in_turn_as_windows_and_whole():
     assert {view.windowed for view in turns[::8]} == {True, False}  # both are penalised
 
 
-def test_real_windows_lie_anywhere_and_are_the_same_however_the_batch_is_divided():
-    images = torch.arange(64.0 * 64).reshape(1, 1, 64, 64).repeat(16, 3, 1, 1)
-    torch.manual_seed(1)
-    whole = seen_by(View(6.0, windowed=True), images, Rows(16))
-    torch.manual_seed(1)
-    half = seen_by(View(6.0, windowed=True), images[1::2], Rows(16, 1, 2))
-    assert whole.shape == (16, 3, 32, 32) and torch.equal(whole[1::2], half)
-    corners = whole[:, 0, 0, 0]
-    assert len(set((corners % 64).tolist())) > 8 and len(set((corners // 64).tolist())) > 8
-    assert torch.equal(seen_by(View(5.0), images, Rows(16)), avg_pool2d(images, 2))
+def test_windows_of_real_images_lie_at_their_corners():
+    images, corners = torch.arange(64.0 * 64).reshape(1, 1, 64, 64).repeat(2, 3, 1, 1), torch.tensor([[0.3, 31.9], [32.0, 5.5]])
+    windows = seen_by(View(6.0, windowed=True), images, corners)
+    assert windows.shape == (2, 3, 32, 32) and windows[:, 0, 0, 0].tolist() == [31, 32 * 64 + 5]
+    assert torch.equal(seen_by(View(5.0), images, None), avg_pool2d(images, 2)) and seen_by(None, images, None) is images
 
 
 def test_squares_are_cut_alike_by_slices_and_by_indices():
