@@ -82,7 +82,8 @@ def ours(
 
     noise: in the improved model's layers and with a wider head on pixels, None for the default.
     """
-    networks = dcgan_config(size, 4) if model == "dcgan" else improved_config(size, 4, layer_noise=noise)
+    preset = "gpu" if device.type == "cuda" else "cpu"
+    networks = dcgan_config(size, 4) if model == "dcgan" else improved_config(size, 4, preset, layer_noise=noise)
     config = TrainConfig("", "label", epochs=200, batch_size=batch_size, **training_defaults(model, None) | settings)
     trainer = Trainer(networks, config, list("abcd"), [1] * 4, 900, device)
     batch = torch.rand(batch_size, 3, size, size) * 2 - 1, torch.arange(batch_size) % 4

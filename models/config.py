@@ -157,12 +157,11 @@ def improved_config(
 ) -> ModelConfig:
     """The improved model at the widths of ``preset``.
 
-    grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once at the widths
-    for CPUs, else the whole image. layer_noise None: above 64 pixels, see docs/experiments.md. Raises UserError for a window of
-    less than half the image.
+    grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once. layer_noise None:
+    above 64 pixels, see docs/experiments.md. Raises UserError for a window of less than half the image.
     """
     _check_size(image_size)
-    window = min(image_size, window or (128 if preset == "cpu" else image_size))
+    window = min(image_size, window or 128)
     if 2 * window < image_size:
         raise UserError(f"window {window} is less than half of image_size {image_size}; choose {image_size // 2} or {image_size}")
     widths, width = WIDTHS[preset]

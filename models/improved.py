@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, MARGIN, NOISE_DIM, PLACE_DIM, STYLE_DIM, ModelConfig, View
-from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double
+from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double, scales
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
@@ -57,12 +57,12 @@ class Level(nn.Module):
         self.color = StyledConv(outputs, 3, 1, style_dim, "none")
         self.noise = nn.Parameter(torch.zeros(2, outputs, 1, 1)) if noise else None  # how much of it each map takes
 
-    def forward(self, maps: Tensor, style: Tensor, noise: Sequence[Tensor] = ()) -> Tensor:
-        """noise: of each layer, (N, 1, r + 8, r + 8) and (N, 1, r + 6, r + 6), where the model has any."""
+    def forward(self, maps: Tensor, style: Tensor, given: Sequence[Tensor], noise: Sequence[Tensor] = ()) -> Tensor:
+        """given: scales of both convolutions. noise: of each layer, (N, 1, r + 8, r + 8) and (N, 1, r + 6, r + 6), if any."""
         # Passes over large maps are what a CPU spends its time on: the gain of the first activation goes into the next layer's
         # styles, and that of the second is undone by the mean of both ways: (maps + GAIN * new) * sqrt(1/2).
-        new = F.leaky_relu(self._noisy(self.first(maps, style), noise, 0), 0.2, inplace=True)
-        new = F.leaky_relu(self._noisy(self.second(new, style, gain=GAIN), noise, 1), 0.2, inplace=True)
+        new = F.leaky_relu(self._noisy(self.first(maps, style, scale=given[0]), noise, 0), 0.2, inplace=True)
+        new = F.leaky_relu(self._noisy(self.second(new, style, GAIN, given[1]), noise, 1), 0.2, inplace=True)
         return self.attention(torch.add(new, crop(maps, 2), alpha=math.sqrt(0.5)))
 
     def _noisy(self, maps: Tensor, noise: Sequence[Tensor], layer: int) -> Tensor:
@@ -108,19 +108,21 @@ class ImprovedGenerator(nn.Module):
         field, places = z[:, STYLE_DIM : -self.config.place_dim], z[:, -self.config.place_dim : -PLACE_DIM]
         field = field.reshape(len(z), -1, FIELD_SIDE, FIELD_SIDE)
         start = field[:, :FIELD_CHANNELS].contiguous(memory_format=torch.channels_last)
-        maps = activate(self.start(start, style))
+        levels = list(self.levels)[: int(math.log2(shown.resolution // BASE)) + 1]
+        convolutions = [self.start] + [layer for level in levels for layer in (level.first, level.second, level.color)]
+        first, *given = scales(convolutions, style)
+        maps = activate(self.start(start, style, scale=first))
         colors = None
-        for number, level in enumerate(self.levels):
-            if BASE * 2**number > shown.resolution:
-                break
+        for number, level in enumerate(levels):
             if number:
                 # The narrowing 1x1 convolution commutes with the doubling, and costs a quarter before it.
                 maps = double(level.enter(maps))
                 colors = crop(double(colors), 2)
-            maps = level(maps, style, self._noise(places, number, maps.shape[-1]) if self.config.layer_noise else ())
+            own = given[3 * number : 3 * number + 3]
+            maps = level(maps, style, own, self._noise(places, number, maps.shape[-1]) if self.config.layer_noise else ())
             if number == 1 and self.config.bent:
                 maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])
-            new = level.color(maps, style)
+            new = level.color(maps, style, scale=own[2])
             fade = shown.fade if BASE * 2**number == shown.resolution else 1.0
             colors = new if colors is None else colors + fade * new
             if number == 1 and shown.windowed:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
+GROUP = 4  # images that the discriminators compare with each other
 GAIN = math.sqrt(2.0)  # of a leaky ReLU of slope 0.2, roughly: keeps the variance from layer to layer
 
 
@@ -85,9 +87,9 @@ class StyledConv(nn.Module):
         self.norm = norm
         self.shift = EqualLinear(style_dim, 2 * outputs) if norm == "instance" else None
 
-    def forward(self, maps: Tensor, style: Tensor, gain: float = 1.0) -> Tensor:
-        """gain: factor of the maps that costs no pass over them here."""
-        scale = self.style(style)
+    def forward(self, maps: Tensor, style: Tensor, gain: float = 1.0, scale: Tensor | None = None) -> Tensor:
+        """gain: factor of the maps that costs no pass over them here. scale: what ``style`` gives, see ``scales``."""
+        scale = self.style(style) if scale is None else scale
         weight = self.weight / math.sqrt(self.weight[0].numel())
         result = F.conv2d(maps * (gain * scale)[:, :, None, None], weight)
         if self.norm == "demodulation":
@@ -97,6 +99,14 @@ class StyledConv(nn.Module):
             gain, offset = self.shift(style)[:, :, None, None].chunk(2, dim=1)
             return F.instance_norm(result) * (1.0 + gain) + offset
         return result + self.bias[:, None, None]
+
+
+def scales(convolutions: list[StyledConv], style: Tensor) -> list[Tensor]:
+    """What a style gives each convolution, (N, its inputs), in one product: GPUs take many small ones one by one slowly."""
+    layers = [convolution.style for convolution in convolutions]
+    weight = torch.cat([layer.weight for layer in layers]) / math.sqrt(style.shape[1])
+    values = F.linear(style, weight, torch.cat([layer.bias for layer in layers]))
+    return list(values.split([layer.out_features for layer in layers], dim=1))
 
 
 class SelfAttention(nn.Module):
@@ -122,16 +132,27 @@ class SelfAttention(nn.Module):
         return maps + self.weight * self.out(heads)
 
 
-def minibatch_deviation(maps: Tensor, group: int = 4) -> Tensor:
-    """Append one map that holds how much the images of a group of ``group`` differ (Karras et al. 2018): (N, C + 1, H, W).
+def minibatch_deviation(maps: Tensor) -> Tensor:
+    """Append one map that holds how much the images of a group of GROUP differ (Karras et al. 2018): (N, C + 1, H, W).
 
-    A collapsed generator shows there. Groups stride through the batch; a batch that the group does not divide is one group.
+    A collapsed generator shows there. Groups stride through the batch; a batch that GROUP does not divide is one group.
     """
     count = len(maps)
-    size = group if count % group == 0 else count
+    size = GROUP if count % GROUP == 0 else count
     spread = maps.reshape(size, count // size, *maps.shape[1:]).var(dim=0, unbiased=False).add(1e-8).sqrt()
     column = spread.mean(dim=(1, 2, 3)).repeat(size)
     return torch.cat([maps, column[:, None, None, None].expand(-1, 1, *maps.shape[2:])], dim=1)
+
+
+def side_by_side(a: Tensor, b: Tensor) -> Tensor:
+    """Two batches (N, ...), N a multiple of GROUP -> (2N, ...), in which ``minibatch_deviation`` compares each with itself."""
+    return torch.cat([a.unflatten(0, (GROUP, -1)), b.unflatten(0, (GROUP, -1))], dim=1).flatten(0, 1)
+
+
+def apart(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of ``side_by_side``."""
+    a, b = both.unflatten(0, (GROUP, 2, -1)).unbind(1)
+    return a.flatten(0, 1), b.flatten(0, 1)
 
 
 def plain(layer: nn.Module) -> nn.Module:
@@ -139,23 +160,81 @@ def plain(layer: nn.Module) -> nn.Module:
     return layer
 
 
+class SpectralNorm(nn.Module):
+    """Parametrisation of a weight (outputs, ...): divided by its largest singular value (Miyato et al. 2018).
+
+    The value is followed by power iteration, which ``advance_spectral_norms`` takes a step of: between two calls the norm stays as it
+    is, so that a step's weights do not depend on how often they are used. The division is done here, or for all layers of a
+    network at once inside ``spectral_weights``.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        self.register_buffer("_u", F.normalize(torch.randn(matrix.shape[0]), dim=0))
+        self.register_buffer("_v", F.normalize(torch.randn(matrix.shape[1]), dim=0))
+        self.held: Tensor | None = None
+        for _ in range(15):
+            _iterate([self], matrix[None])
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return _divided([self], weight[None])[0] if self.held is None else self.held
+
+
+def _iterate(norms: list[SpectralNorm], matrices: Tensor) -> None:
+    """A step of the power iteration for matrices (K, m, n) of one shape. GPUs take many small products one by one slowly."""
+    vectors = torch.stack([norm._v for norm in norms])[:, :, None]
+    left = F.normalize(matrices @ vectors, dim=1, eps=1e-12)
+    right = F.normalize(matrices.transpose(1, 2) @ left, dim=1, eps=1e-12)
+    torch._foreach_copy_([norm._u for norm in norms], list(left[:, :, 0]))
+    torch._foreach_copy_([norm._v for norm in norms], list(right[:, :, 0]))
+
+
+def _divided(norms: list[SpectralNorm], weights: Tensor) -> Tensor:
+    """Weights (K, outputs, ...) of one shape -> divided by their norms, with the gradient through these."""
+    left, right = torch.stack([norm._u for norm in norms]), torch.stack([norm._v for norm in norms])
+    value = (left[:, None] @ weights.flatten(2) @ right[:, :, None]).reshape(-1, *[1] * (weights.ndim - 1))
+    return weights / value
+
+
+def _alike(network: nn.Module) -> list[tuple[list[SpectralNorm], list[Tensor]]]:
+    """The spectral norms of a network and their weights, grouped by shape."""
+    groups: dict[tuple, tuple[list, list]] = {}
+    for layer in network.modules():
+        if is_parametrized(layer, "weight"):
+            weight = layer.parametrizations.weight.original
+            norms, weights = groups.setdefault((weight.shape, weight.requires_grad), ([], []))
+            norms.append(layer.parametrizations.weight[0])
+            weights.append(weight)
+    return list(groups.values())
+
+
 def spectral(layer: nn.Module) -> nn.Module:
-    """The layer with its largest singular value held at 1 (Miyato et al. 2018)."""
-    return spectral_norm(layer)
+    """The layer with its largest singular value held at 1."""
+    register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    return layer
 
 
 @torch.no_grad()
 def advance_spectral_norms(network: nn.Module) -> None:
-    """One step of the power iteration behind each spectral norm; between two calls the norms stay as they are.
+    """One step of the power iteration behind each spectral norm."""
+    for norms, weights in _alike(network):
+        _iterate(norms, torch.stack([weight.flatten(1) for weight in weights]))
 
-    So the weights of a training step do not depend on how often they are used in it.
-    """
-    for layer in network.modules():
-        if is_parametrized(layer):
-            norm = layer.parametrizations.weight
-            norm.train()
-            _ = layer.weight  # takes the step
-            norm.eval()
+
+@contextmanager
+def spectral_weights(network: nn.Module) -> Iterator[None]:
+    """Inside, weights with spectral norms are what they are now, calculated once for all layers and all their uses."""
+    groups = _alike(network)
+    for norms, weights in groups:
+        for norm, weight in zip(norms, _divided(norms, torch.stack(weights)), strict=True):
+            norm.held = weight
+    try:
+        yield
+    finally:
+        for norms, _ in groups:
+            for norm in norms:
+                norm.held = None
 
 
 class _Total(torch.autograd.Function):

@@ -110,7 +110,7 @@ def _improved(group: argparse._ArgumentGroup) -> None:
         type=int,
         choices=(64, 128, 256),
         help="largest side in pixels that the discriminator sees at once; larger images it sees in turn as windows and whole at "
-        "half size; default 128 with --preset cpu, else the whole image",
+        "half size; default 128",
     )
     group.add_argument("--grow_images", type=positive_int, help="images of each phase of growing; default 10000")
 

@@ -17,7 +17,7 @@ from models import build
 from models.augment import adapt
 from models.config import ModelConfig, View
 from models.ema import ema_decay, make_ema, update_ema
-from models.layers import run_alone
+from models.layers import GROUP, run_alone
 from training.config import TrainConfig
 from training.processes import Processes
 from training.recording import Recorder, Stream
@@ -26,7 +26,6 @@ from training.schedule import growth, learning_rate_factor, view_of
 from training.step import STATISTICS, Batch, GanStep, directly, restore_optimizer
 
 ADAPT_STEPS = 16
-GROUP = 4  # images that the improved discriminators compare with each other: a batch is divided into no less
 
 
 class Trainer:

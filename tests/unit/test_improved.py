@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d
 
 from common.errors import UserError
 from models import build, losses
-from models.augment import KINDS, MOST, Rows, adapt, augment
+from models.augment import KINDS, MOST, adapt, augment
 from models.config import (
     BEND_CHANNELS,
     FIELD_CHANNELS,
@@ -23,7 +23,18 @@ from models.config import (
     View,
     improved_config,
 )
-from models.layers import cut_out, gathered
+from models.layers import (
+    SpectralNorm,
+    advance_spectral_norms,
+    apart,
+    cut_out,
+    gathered,
+    minibatch_deviation,
+    scales,
+    side_by_side,
+    spectral,
+    spectral_weights,
+)
 from models.layers import double as double_size
 from training.config import TrainConfig
 from training.dry_run import stages
@@ -245,6 +256,56 @@ def test_squares_are_cut_alike_by_slices_and_by_indices():
     images, corners = torch.randn(3, 2, 20, 20), torch.tensor([[0, 9], [10, 0], [3, 4]])
     assert torch.equal(cut_out(images, corners, 10), gathered(images, corners, 10))
     assert torch.equal(gathered(images, corners, 10)[2], images[2, :, 3:13, 4:14])
+
+
+def test_real_and_generated_images_are_judged_together_as_by_themselves():
+    real, fake = torch.randn(2, 8, 3, 4, 4)
+    both = minibatch_deviation(side_by_side(real, fake))
+    for one, alone in zip(apart(both), (real, fake), strict=True):
+        torch.testing.assert_close(one, minibatch_deviation(alone))
+    assert not torch.allclose(apart(both)[0][:, 3], apart(both)[1][:, 3])
+
+
+def test_styles_taken_in_one_product_are_those_of_the_layers():
+    generator, style = build(small())[0], torch.randn(4, STYLE_DIM)
+    layers = [layer for level in generator.levels for layer in (level.first, level.second, level.color)]
+    for values, layer in zip(scales(layers, style), layers, strict=True):
+        torch.testing.assert_close(values, layer.style(style))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: torch.nn.Conv2d(8, 6, 4), lambda: torch.nn.Linear(7, 1), lambda: torch.nn.Embedding(5, 9)]
+)
+def test_spectral_norms_are_those_of_pytorch_layer_by_layer_or_all_at_once(make):
+    layers = make(), make()
+    theirs = [torch.nn.utils.parametrizations.spectral_norm(layer) for layer in layers]
+    ours = torch.nn.ModuleList(spectral(make()) for _ in layers)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert [name for name, _ in mine.named_parameters()] == [name for name, _ in other.named_parameters()]
+        mine.load_state_dict(other.state_dict())  # checkpoints of before hold theirs
+    weights = torch.randn(ours[0].weight.shape)
+    for _ in range(3):
+        advance_spectral_norms(ours)
+        expected = [other.weight for other in theirs]  # each use takes a step
+        with spectral_weights(ours):
+            held = [mine.weight for mine in ours]
+            assert held[0] is ours[0].weight
+        for mine, together, other, wanted in zip(ours, held, theirs, expected, strict=True):
+            torch.testing.assert_close(together, wanted)
+            torch.testing.assert_close(mine.weight, wanted)
+            gradients = [
+                torch.autograd.grad((value * weights).sum(), layer.parametrizations.weight.original, retain_graph=True)[0]
+                for value, layer in ((together, mine), (wanted, other))
+            ]
+            torch.testing.assert_close(*gradients)
+
+
+def test_a_spectral_norm_holds_the_largest_singular_value_at_one():
+    layer = spectral(torch.nn.Linear(20, 12))
+    assert isinstance(layer.parametrizations.weight[0], SpectralNorm)
+    for _ in range(200):
+        advance_spectral_norms(layer)
+    assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_discriminators_tell_windows_from_whole_images():
