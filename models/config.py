@@ -157,8 +157,8 @@ def improved_config(
 ) -> ModelConfig:
     """The improved model at the widths of ``preset``.
 
-    grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once. layer_noise None:
-    above 64 pixels, see docs/experiments.md. Raises UserError for a window of less than half the image.
+    grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once. layer_noise
+    None: above 64 pixels, see docs/experiments.md. Raises UserError for a window of less than half the image.
     """
     _check_size(image_size)
     window = min(image_size, window or 128)

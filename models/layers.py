@@ -145,7 +145,7 @@ def minibatch_deviation(maps: Tensor) -> Tensor:
 
 
 def side_by_side(a: Tensor, b: Tensor) -> Tensor:
-    """Two batches (N, ...), N a multiple of GROUP -> (2N, ...), in which ``minibatch_deviation`` compares each with itself."""
+    """Two batches (N, ...), N a multiple of GROUP -> (2N, ...); ``minibatch_deviation`` then compares each with itself."""
     return torch.cat([a.unflatten(0, (GROUP, -1)), b.unflatten(0, (GROUP, -1))], dim=1).flatten(0, 1)
 
 
@@ -163,8 +163,8 @@ def plain(layer: nn.Module) -> nn.Module:
 class SpectralNorm(nn.Module):
     """Parametrisation of a weight (outputs, ...): divided by its largest singular value (Miyato et al. 2018).
 
-    The value is followed by power iteration, which ``advance_spectral_norms`` takes a step of: between two calls the norm stays as it
-    is, so that a step's weights do not depend on how often they are used. The division is done here, or for all layers of a
+    The value is followed by power iteration, which ``advance_spectral_norms`` takes a step of: between two calls the norm stays as
+    it is, so that a step's weights do not depend on how often they are used. The division is done here, or for all layers of a
     network at once inside ``spectral_weights``.
     """
 
