@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.config import dcgan_config, improved_config
+from training import recording
 from training.config import TrainConfig
 from training.presets import training_defaults
-from training.recording import MOST, Recorder
+from training.recording import Recorder
 from training.step import STATISTICS, directly
 from training.trainer import Trainer
 
@@ -87,10 +88,12 @@ def test_recorded_steps_are_the_same_steps(model, settings):
     same(direct, recorded, lambda a, b: torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3))
 
 
-def test_old_recordings_make_room():
-    recorder = Recorder(Repeating())
-    trained(make("residual", perceptual=0.0, penalty_every=2), 70, recorder)
-    assert len(recorder._recordings) <= MOST
+def test_old_recordings_make_room(monkeypatch):
+    monkeypatch.setattr(recording, "MOST", 2)
+    stream = Repeating()
+    recorder = Recorder(stream)
+    trained(make("residual", perceptual=0.0, penalty_every=2), 40, recorder)
+    assert len(recorder._recordings) == 2 and stream.recorded > 2
 
 
 def test_a_step_that_cannot_be_recorded_is_done_all_the_same(capsys):
