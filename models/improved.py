@@ -61,8 +61,8 @@ class Level(nn.Module):
         """given: scales of both convolutions. noise: of each layer, (N, 1, r + 8, r + 8) and (N, 1, r + 6, r + 6), if any."""
         # Passes over large maps are what a CPU spends its time on: the gain of the first activation goes into the next layer's
         # styles, and that of the second is undone by the mean of both ways: (maps + GAIN * new) * sqrt(1/2).
-        new = F.leaky_relu(self._noisy(self.first(maps, style, scale=given[0]), noise, 0), 0.2, inplace=True)
-        new = F.leaky_relu(self._noisy(self.second(new, style, GAIN, given[1]), noise, 1), 0.2, inplace=True)
+        new = F.leaky_relu(self._noisy(self.first(maps, style, given[0]), noise, 0), 0.2, inplace=True)
+        new = F.leaky_relu(self._noisy(self.second(new, style, given[1], GAIN), noise, 1), 0.2, inplace=True)
         return self.attention(torch.add(new, crop(maps, 2), alpha=math.sqrt(0.5)))
 
     def _noisy(self, maps: Tensor, noise: Sequence[Tensor], layer: int) -> Tensor:
@@ -111,7 +111,7 @@ class ImprovedGenerator(nn.Module):
         levels = list(self.levels)[: int(math.log2(shown.resolution // BASE)) + 1]
         convolutions = [self.start] + [layer for level in levels for layer in (level.first, level.second, level.color)]
         first, *given = scales(convolutions, style)
-        maps = activate(self.start(start, style, scale=first))
+        maps = activate(self.start(start, style, first))
         colors = None
         for number, level in enumerate(levels):
             if number:
@@ -122,7 +122,7 @@ class ImprovedGenerator(nn.Module):
             maps = level(maps, style, own, self._noise(places, number, maps.shape[-1]) if self.config.layer_noise else ())
             if number == 1 and self.config.bent:
                 maps, colors = bend(maps, field[:, FIELD_CHANNELS:]), bend(colors, field[:, FIELD_CHANNELS:])
-            new = level.color(maps, style, scale=own[2])
+            new = level.color(maps, style, own[2])
             fade = shown.fade if BASE * 2**number == shown.resolution else 1.0
             colors = new if colors is None else colors + fade * new
             if number == 1 and shown.windowed:

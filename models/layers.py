@@ -87,9 +87,8 @@ class StyledConv(nn.Module):
         self.norm = norm
         self.shift = EqualLinear(style_dim, 2 * outputs) if norm == "instance" else None
 
-    def forward(self, maps: Tensor, style: Tensor, gain: float = 1.0, scale: Tensor | None = None) -> Tensor:
-        """gain: factor of the maps that costs no pass over them here. scale: what ``style`` gives, see ``scales``."""
-        scale = self.style(style) if scale is None else scale
+    def forward(self, maps: Tensor, style: Tensor, scale: Tensor, gain: float = 1.0) -> Tensor:
+        """scale: what ``scales`` makes of the style. gain: factor of the maps that costs no pass over them here."""
         weight = self.weight / math.sqrt(self.weight[0].numel())
         result = F.conv2d(maps * (gain * scale)[:, :, None, None], weight)
         if self.norm == "demodulation":

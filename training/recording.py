@@ -30,11 +30,9 @@ def kind(batch: Batch, penalise: bool) -> tuple:
 
 def held(batch: Batch) -> Batch:
     """A batch of the same kind whose changing parts are tensors of its own on the device."""
-    number = lambda: torch.zeros((), device=batch.real.device)  # noqa: E731
-    device = batch.real.device
-    copies = {name: None if value is None else value.to(device, copy=True) for name, value in _tensors(batch).items()}
-    strength = number() if batch.strength > 0.0 else 0.0
-    view = None if batch.view is None else replace(batch.view, share=number())
+    copies = {name: None if value is None else value.to(batch.real.device, copy=True) for name, value in _tensors(batch).items()}
+    strength = batch.real.new_zeros(()) if batch.strength > 0.0 else 0.0
+    view = None if batch.view is None else replace(batch.view, share=batch.real.new_zeros(()))
     return replace(batch, strength=strength, view=view, **copies)
 
 
@@ -92,14 +90,13 @@ class Recording:
 
 
 class Recorder:
-    """Does steps: the first ones of a kind as usual, later ones from a recording. stream: where they are made."""
+    """Does steps: the first ones of a kind as usual, later ones from a recording. stream: where they are made.
+
+    A recording knows the tensors of networks and optimisers: where some were replaced by others it takes a new recorder.
+    """
 
     def __init__(self, stream: Stream):
         self._stream, self._refused = stream, False
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew, after tensors that the recordings know were replaced by others."""
         self._done: Counter[tuple] = Counter()
         self._recordings: dict[tuple, Recording] = {}
 
