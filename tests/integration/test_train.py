@@ -248,9 +248,10 @@ def test_patches_of_an_unknown_class_are_refused(patches, finished, tmp_path):
 
 def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    flags = ("--grow_from", 32, "--grow_images", 6, *START[2:])
+    flags = ("--grow_from", 32, "--grow_images", 8, *START[2:])
     run(patches, whole, "--epochs", 2, *flags)
     run(patches, parts, "--epochs", 1, *flags)
+    assert "left over" in (parts / "logs" / "train.log").read_text(), "larger images will take longer"
     run(patches, parts, "--epochs", 2, "--resume", *START[4:])
     one, other = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (whole, parts))
     assert one["model"]["model"] == "improved" and one["model"]["discriminator"] == "projected"
@@ -258,4 +259,4 @@ def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
         assert value == other["ema"][name] if isinstance(value, float) else torch.equal(value, other["ema"][name]), name
     assert "contradicts" in run(patches, parts, "--epochs", 3, "--resume", "--discriminator", "residual", expect=1)
     lines = (whole / "logs" / "train.log").read_text()
-    assert "improved 64x64" in lines and "augment" in lines and "diversity" in lines
+    assert "improved 64x64" in lines and "augment" in lines and "diversity" in lines and "left over" not in lines
