@@ -114,9 +114,10 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
         log.rewind(trainer.images)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
-        config, world = trainer.config, trainer.processes.world
+        config, world, preset = trainer.config, trainer.processes.world, presets.preset_of(trainer.model)
         log.line(
             f"{'resume ' + str(source) if source else 'start'}: {trainer.model.model} {dataset.image_size}x{dataset.image_size}, "
+            f"{f'preset {preset}, ' if preset else ''}"
             f"condition {config.condition} {dataset.classes or ''}, {len(dataset)} patches an epoch, epochs {config.epochs}, "
             f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
             f"torch {torch.__version__}"

@@ -64,11 +64,16 @@ def model_config(args: argparse.Namespace, image_size: int, num_classes: int, de
     return improved_config(image_size, num_classes, preset, **chosen)
 
 
+def preset_of(model: ModelConfig) -> str:
+    """Name of the preset that the networks have the widths of, "" where there is none, as for the baseline."""
+    own = model.g_channels if model.model == "improved" else None
+    return next((name for name, (maps, _) in WIDTHS.items() if maps[: len(model.g_channels)] == own), "")
+
+
 def check_same_networks(args: argparse.Namespace, model: ModelConfig) -> None:
     """Raise UserError for a typed flag that contradicts the networks of the checkpoint that a run goes on from."""
-    widths = next((name for name, (maps, _) in WIDTHS.items() if maps[: len(model.g_channels)] == model.g_channels), "none of them")
     held = {
-        "preset": widths,
+        "preset": preset_of(model),
         "discriminator": model.discriminator,
         "norm": model.norm,
         "attention": bool(model.attention),

@@ -45,3 +45,13 @@ def test_a_checkpoints_networks_are_kept():
     for name, value in (("preset", "cpu"), ("attention", True), ("norm", "instance"), ("grow_from", 16)):
         with pytest.raises(UserError, match=f"--{name} .* contradicts"):
             presets.check_same_networks(flags(**{name: value}), model)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("preset", ["cpu", "gpu", "large"])
+def test_the_preset_is_read_off_the_networks(size, preset):
+    assert presets.preset_of(improved_config(size, 4, preset)) == preset
+
+
+def test_the_baseline_has_no_preset():
+    assert presets.preset_of(dcgan_config(64, 4)) == ""
