@@ -275,7 +275,8 @@ class Run:
 
     def _as_text(self, row: dict[str, float]) -> str:
         numbers = " ".join(f"{name} {row[name]:.3f}" for name in (*STATISTICS, "acc_held_out") if name in row)
-        growing = row["res"] < self.trainer.model.image_size  # larger images take longer, nobody knows yet how much
+        # Steps take longer until what is seen at once has its full size; nobody knows yet how much.
+        growing = row["res"] < self.trainer.model.seen
         return (
             f"epoch {row['epoch']:.2f}/{self.trainer.config.epochs} images {self.trainer.images} res {row['res']} {numbers} "
             f"augment {row['augment']:.2f} img/s {row['img_s']:.1f} wait {100 * row['wait']:.1f}% mem {row['mem_mb']}MB "
