@@ -1,11 +1,9 @@
 """Is a generated image a copy of a training patch? Every one is compared with every training patch.
 
 Two searches, for two ways of copying. Pixels: correlation of small high-passed grey pictures, of whole images and of halves,
-over the
-eight symmetries of the square; it sees through colour, contrast, noise, mirrors and quarter turns, finds images that are put
-together
-or blended from two patches, and is exhaustive because it is cheap. Features: the distance in a network's local features, which
-also sees through shifts and crops. What counts as near is learnt from held-out real patches, which are no copies.
+over the eight symmetries of the square; it sees through colour, contrast, noise, mirrors and quarter turns, finds images that are
+put together or blended from two patches, and is exhaustive because it is cheap. Features: the distance in a network's local
+features, which also sees through shifts and crops. What counts as near is learnt from held-out real patches, which are no copies.
 """
 
 from __future__ import annotations

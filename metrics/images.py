@@ -67,8 +67,9 @@ def draw_set(
 
 
 def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray], size: int, what: str) -> np.ndarray:
-    """All files through ``decode(path, size)``, two at a time: (N, size, size, 3) uint8. Raises UserError naming a file that
-    fails.
+    """All files through ``decode(path, size)``, two at a time: (N, size, size, 3) uint8.
+
+    Raises UserError naming a file that fails.
     """
 
     def one(path: Path) -> np.ndarray:

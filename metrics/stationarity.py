@@ -1,8 +1,7 @@
 """Tissue has no preferred position: over many patches, every pixel position must look the same.
 
 A generator that paints something into one place of every image (rings in the corners, a seam along the border, both known to it
-from
-its own zero padding) can please a feature distance; it cannot pass here.
+from its own zero padding) can please a feature distance; it cannot pass here.
 """
 
 from __future__ import annotations

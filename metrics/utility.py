@@ -1,8 +1,7 @@
 """Do the images look like their grade, and can a classifier learn from them? Both asked of one small classifier.
 
 The classifier is multinomial logistic regression on frozen features: it trains in a second, so that every question can be asked
-over
-several seeds, and with few slides it generalises better than a network trained from nothing (docs/evaluation.md).
+over several seeds, and with few slides it generalises better than a network trained from nothing (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -123,16 +122,13 @@ def _judge(section: Section, accuracy: dict[str, float], chance: float) -> None:
 
 _GRADES = (
     "A small classifier learns the labels from the training slides alone, then labels real patches of held-out slides and the "
-    "generated "
-    "images. Generated images that show their grade are recognised about as well as held-out ones; recognised much better "
-    "means exaggerated or copied."
+    "generated images. Generated images that show their grade are recognised about as well as held-out ones; recognised much "
+    "better means exaggerated or copied."
 )
 
 
 def utility_section(train: Labelled, held_out: Labelled, fake: Labelled, seed: int) -> Section:
-    """The classifier trained on real, generated and both, tested on held-out slides; each over RUNS bootstraps of slides and
-    images.
-    """
+    """The classifier trained on real, generated and both, tested on held-out slides, over RUNS bootstraps of slides and images."""
     section = Section("utility", "Are the images useful for training?", _UTILITY)
     classes = shared_classes(train, held_out, fake)
     if len(classes) < 2:
@@ -162,8 +158,8 @@ def utility_section(train: Labelled, held_out: Labelled, fake: Labelled, seed: i
 
 _UTILITY = (
     "The same classifier trained on real patches, on generated images, and on both, tested on real patches of held-out slides. "
-    "Each run "
-    "draws training slides and generated images anew. Generated images are useful when adding them gains more than the spread."
+    "Each run draws training slides and generated images anew. Generated images are useful when adding them gains more than "
+    "the spread."
 )
 
 
