@@ -27,6 +27,7 @@ from data.show import augmented_grid, real_grid
 from metrics.watch import COUNT, Watch
 from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
+from models.layers import reduced
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import check_speed_ups, choose_device, describe
@@ -58,8 +59,7 @@ def main() -> int:
         save(augmented_grid(dataset, config.seed), args.preview_augmentation)
         say(f"{args.preview_augmentation}: left column as on disk, seven augmentations beside each")
         return 0
-    size, kinds = dataset.image_size, len(dataset.classes)
-    model = ModelConfig.from_dict(state["model"]) if state else presets.model_config(args, size, kinds, device)
+    model = ModelConfig.from_dict(state["model"]) if state else presets.model_config(args, len(dataset.classes), device)
     trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device, together)
     if state:
         presets.check_same_networks(args, model)
@@ -79,7 +79,7 @@ def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:
     """The patches, as the checkpoint knows them where there is one."""
     return PatchDataset(
         args.patches,
-        state["model"]["image_size"] if state else args.image_size or 256,
+        state["model"]["image_size"] if state else presets.patch_size(args),
         config.condition,
         augmentation=Augmentation(**config.augmentation),
         stain_normalize=config.stain_normalize,
@@ -114,35 +114,40 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
         log.rewind(trainer.images)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
-        config, world, preset = trainer.config, trainer.processes.world, presets.preset_of(trainer.model)
+        config, model, world = trainer.config, trainer.model, trainer.processes.world
+        preset, size = presets.preset_of(model), model.output_size
         log.line(
-            f"{'resume ' + str(source) if source else 'start'}: {trainer.model.model} {dataset.image_size}x{dataset.image_size}, "
+            f"{'resume ' + str(source) if source else 'start'}: {model.model} {size}x{size}, "
+            f"{f'painted at {model.image_size}x{model.image_size}, ' if model.reduced_to else ''}"
             f"{f'preset {preset}, ' if preset else ''}"
             f"condition {config.condition} {dataset.classes or ''}, {len(dataset)} patches an epoch, epochs {config.epochs}, "
             f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
             f"torch {torch.__version__}"
         )
         if first:
-            log.picture("real.png", real_grid(dataset), trainer.images)
+            log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share, args.auto_batch)
-        held_out = held_out_patches(dataset, config.seed, trainer.device, eval_every > 0) if first else None
+        held_out = held_out_patches(dataset, trainer, eval_every > 0) if first else None
         run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
         log.close()
     return 128 + stopped if stopped is not None else 0
 
 
-def held_out_patches(dataset: PatchDataset, seed: int, device: torch.device, scored: bool) -> HeldOut | None:
+def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> HeldOut | None:
     """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
     held_out = dataset.other_split("test") or (dataset if scored else None)
     if held_out is None:
         return None
+    seed = trainer.config.seed
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:COUNT]
     images, labels = zip(*(held_out[int(index)] for index in chosen), strict=True)
     if held_out is dataset:
         say("note: no held-out patches; scores during training are against the training patches")
-    return HeldOut(torch.stack(images), torch.tensor(labels), Watch(to_uint8(torch.stack(images)), seed, str(device)))
+    images = torch.stack(images)
+    watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), seed, str(trainer.device))
+    return HeldOut(images, torch.tensor(labels), watch)
 
 
 if __name__ == "__main__":

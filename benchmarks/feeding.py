@@ -27,12 +27,13 @@ from common import cli
 from data.augment import Augmentation
 from data.dataset import PatchDataset, decode
 from data.order import BalancedOrder, BatchesFrom
-from models.config import dcgan_config, improved_config
+from models.config import ModelConfig, dcgan_config, painted_size
 from training.config import TrainConfig
 from training.device import choose_device, describe
-from training.presets import training_defaults
+from training.presets import improved_model, training_defaults
 from training.trainer import Trainer
 
+MODELS = ("improved", "dcgan")
 SECONDS = 4.0
 KINDS = {
     "default": {},
@@ -52,6 +53,17 @@ def rate(batch: Callable[[int], int]) -> float:
     return done / (time.perf_counter() - start)
 
 
+def reading(dataset: PatchDataset, folder: Path, side: int) -> dict[str, Callable[[int], int]]:
+    """Eight patches of ``side`` pixels from their files and from the cache."""
+    count = len(dataset)
+    return {
+        f"decoding files, {side}": lambda k: len(
+            [decode(folder / dataset.files[(k * 8 + i) % count].path, side) for i in range(8)]
+        ),
+        f"reading the cache, {side}": lambda k: len([np.sum(dataset.pixels((k * 8 + i) % count)[0]) for i in range(8)]),
+    }
+
+
 def loading(dataset: PatchDataset, size: int) -> Callable[[int], int]:
     """Draw batches of ``size`` as training does, without other processes."""
     draws = iter(BatchesFrom(BalancedOrder(dataset.groups(), 0), size, 0, 10**9))
@@ -63,11 +75,16 @@ def loading(dataset: PatchDataset, size: int) -> Callable[[int], int]:
     return one
 
 
-def stepping(model: str, size: int, batch_size: int, device: torch.device) -> Callable[[int], int]:
+def networks(model: str, size: int) -> ModelConfig:
+    """At full size from the first step on."""
+    return dcgan_config(size, 4) if model == "dcgan" else improved_model(size, 4, "cpu", grow_from=painted_size(model, size))
+
+
+def stepping(model: ModelConfig, batch_size: int, device: torch.device) -> Callable[[int], int]:
     """Steps of a model on one batch that lies in memory."""
-    networks = dcgan_config(size, 4) if model == "dcgan" else improved_config(size, 4, grow_from=size)
-    config = TrainConfig("", "label", batch_size=batch_size, **training_defaults(model, None))
-    trainer = Trainer(networks, config, list("abcd"), [1] * 4, 10**6, device)
+    size = model.image_size
+    config = TrainConfig("", "label", batch_size=batch_size, **training_defaults(model.model, None))
+    trainer = Trainer(model, config, list("abcd"), [1] * 4, 10**6, device)
     batch = torch.rand(batch_size, 3, size, size) * 2 - 1, torch.arange(batch_size) % 4
     trainer.train_on(*batch)
 
@@ -90,25 +107,25 @@ def main() -> int:
     device = choose_device("auto")
     with tempfile.TemporaryDirectory() as home:
         folder, size = args.patches or random_patches(Path(home)), args.image_size
-        data = {name: PatchDataset(folder, size, augmentation=replace(Augmentation(), **change)) for name, change in KINDS.items()}
-        plain = data["default"]
-        count = len(plain)
-        ways = {
-            "decoding files": lambda k: len([decode(folder / plain.files[(k * 8 + i) % count].path, size) for i in range(8)]),
-            "reading the cache": lambda k: len([np.sum(plain.pixels((k * 8 + i) % count)[0]) for i in range(8)]),
-            **{f"loader, {name}": loading(dataset, args.batch_size) for name, dataset in data.items()},
-            **{f"training, {model}": stepping(model, size, args.batch_size, device) for model in ("improved", "dcgan")},
-        }
+        ways: dict[str, Callable[[int], int]] = {}
+        for model in MODELS:
+            side = painted_size(model, size)  # both models' patches where these differ
+            if f"decoding files, {side}" in ways:
+                continue
+            data = {kind: PatchDataset(folder, side, augmentation=replace(Augmentation(), **KINDS[kind])) for kind in KINDS}
+            ways |= reading(data["default"], folder, side)
+            ways |= {f"loader, {kind}, {side}": loading(dataset, args.batch_size) for kind, dataset in data.items()}
+        ways |= {f"training, {model}": stepping(networks(model, size), args.batch_size, device) for model in MODELS}
         best: dict[str, float] = {}
         for _ in range(args.rounds):
             for name, way in ways.items():
                 best[name] = max(best.get(name, 0.0), rate(way))
     print(f"{describe(device)}, torch {torch.__version__}, {size}x{size}, batch {args.batch_size}, best of {args.rounds}")
     for name, value in best.items():
-        print(f"{name:28}{value:10.1f} images/s")
-    for model in ("improved", "dcgan"):
+        print(f"{name:34}{value:10.1f} images/s")
+    for model in MODELS:
         for kind in KINDS:
-            need, give = best[f"training, {model}"], best[f"loader, {kind}"]
+            need, give = best[f"training, {model}"], best[f"loader, {kind}, {painted_size(model, size)}"]
             print(
                 f"{model} waits {100 * need / (need + give):5.2f} % of its time for augmentation {kind}, without loader processes"
             )

@@ -25,11 +25,11 @@ import torch
 
 import generate
 from common import cli
-from models.config import dcgan_config, improved_config
+from models.config import dcgan_config
 from training import checkpoint
 from training.config import TrainConfig
 from training.device import choose_device, describe
-from training.presets import training_defaults
+from training.presets import improved_model, training_defaults
 from training.processes import Processes
 from training.sampling import CHUNK, Sampler, load_sampler
 from training.trainer import Trainer
@@ -38,7 +38,7 @@ LABELS = ["benign", "gleason3", "gleason4", "gleason5"]
 
 
 def new_checkpoint(model: str, size: int, path: Path) -> None:
-    networks = dcgan_config(size, len(LABELS)) if model == "dcgan" else improved_config(size, len(LABELS))
+    networks = dcgan_config(size, len(LABELS)) if model == "dcgan" else improved_model(size, len(LABELS), "cpu")
     config = TrainConfig("", "label", epochs=1, batch_size=8, **training_defaults(model, None))
     checkpoint.save(path, Trainer(networks, config, LABELS, [1] * len(LABELS), 8, torch.device("cpu")).state())
 

@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from common import cli
-from models.config import WIDTHS, improved_config
+from models.config import WIDTHS
 from training import checkpoint
 from training.config import TrainConfig
 from training.device import choose_device, describe
-from training.presets import training_defaults
+from training.presets import improved_model, training_defaults
 from training.run import SECONDS_BETWEEN_SAVES, Habits, Run
 from training.runlog import RunLog
 from training.signals import SignalRequests
@@ -50,9 +50,10 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 def measure(size: int, preset: str, images_per_epoch: int, rounds: int, home: Path, device: torch.device) -> str:
     """One line of the table."""
     config = TrainConfig("", "label", epochs=200, batch_size=BATCH, **training_defaults("improved", None))
-    trainer = Trainer(improved_config(size, 4, preset), config, list("abcd"), [1] * 4, images_per_epoch, device)
+    trainer = Trainer(improved_model(size, 4, preset), config, list("abcd"), [1] * 4, images_per_epoch, device)
     trainer.images = trainer.images_total - 100 * BATCH  # grown to full size
-    batch = torch.rand(BATCH, 3, size, size) * 2 - 1, torch.arange(BATCH) % 4
+    side = trainer.model.image_size
+    batch = torch.rand(BATCH, 3, side, side) * 2 - 1, torch.arange(BATCH) % 4
 
     def steps() -> None:  # eight, since one of them takes the penalties
         for _ in range(8):

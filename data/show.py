@@ -13,15 +13,20 @@ from data.order import BalancedOrder
 ROWS, COLUMNS = 8, 8
 
 
-def real_grid(dataset: PatchDataset) -> Image.Image:
-    """Real patches laid out as the sample pictures are: a row of eight a class that has patches (few ones repeat), or four rows."""
+def real_grid(dataset: PatchDataset, size: int) -> Image.Image:
+    """Real patches laid out as the sample pictures are: a row of eight a class that has patches (few ones repeat), or four rows.
+
+    size: side in pixels that they are averaged down to, of which the dataset's is a multiple.
+    """
     labels = np.array([dataset.label(index) for index in range(len(dataset))])
     rows = [np.flatnonzero(labels == number) for number in range(len(dataset.classes))] or np.array_split(
         np.arange(len(dataset)), 4
     )
     captions = [name for name, row in zip(dataset.classes, rows, strict=False) if len(row)]
     chosen = [row[place] for row in rows if len(row) for place in np.linspace(0, len(row) - 1, COLUMNS).astype(int)]
-    return grid(_middle_of(np.stack([dataset.pixels(index) for index in chosen]), dataset.image_size), COLUMNS, captions)
+    pixels = _middle_of(np.stack([dataset.pixels(index) for index in chosen]), dataset.image_size)
+    squares = pixels.reshape(len(pixels), size, dataset.image_size // size, size, dataset.image_size // size, 3)
+    return grid(squares.mean((2, 4)).round().astype(np.uint8), COLUMNS, captions)
 
 
 def augmented_grid(dataset: PatchDataset, seed: int) -> Image.Image:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import BASE, FIELD_CHANNELS, FIELD_SIDE, MARGIN, NOISE_DIM, PLACE_DIM, STYLE_DIM, ModelConfig, View
-from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double, scales
+from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate, crop, cut_out, double, reduced, scales
 
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
@@ -73,8 +73,8 @@ class ImprovedGenerator(nn.Module):
     """z (N, latent_dim), labels (N,) -> images (N, 3, S, S), about [-1, 1]; squashing them would starve white glass of gradient.
 
     growth: log2 of the resolution painted, fractions while the next one fades in: 5.5 is 32 pixels with half of what the 64-pixel
-    level adds. Smaller images come enlarged to S by repeating pixels, so that averaging gives them back. It travels in the
-    state_dict.
+    level adds. Images smaller than the output size S come enlarged by repeating pixels, so that averaging gives them back, larger
+    ones averaged down. It travels in the state_dict.
     """
 
     def __init__(self, config: ModelConfig):
@@ -129,7 +129,7 @@ class ImprovedGenerator(nn.Module):
                 # From here on there are convolutions alone: the window is painted as if the rest were there.
                 maps, colors = crop(maps, BASE // 2), crop(colors, BASE // 2)
         images = self._shown(colors * (COLOR_GAIN / math.sqrt(len(self.levels))), z[:, -PLACE_DIM:], shown.resolution)
-        return images if view is not None else self._enlarged(images)
+        return images if view is not None else self._at_output_size(images)
 
     def _noise(self, places: Tensor, number: int, side: int) -> list[Tensor]:
         """What a level's two layers add to maps that enter it with ``side`` positions; a window reads its part of the whole."""
@@ -153,6 +153,6 @@ class ImprovedGenerator(nn.Module):
         share = resolution / self.config.image_size
         return cut_out(canvas, SLACK // 2 + (moved * share).round(), side)
 
-    def _enlarged(self, images: Tensor) -> Tensor:
-        size = self.config.image_size
-        return images if images.shape[-1] == size else F.interpolate(images, size=(size, size), mode="nearest")
+    def _at_output_size(self, images: Tensor) -> Tensor:
+        size = self.config.output_size
+        return reduced(images, size) if images.shape[-1] >= size else F.interpolate(images, size=(size, size), mode="nearest")

@@ -103,14 +103,17 @@ def _improved(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--attention", action=switch, default=None, help="self-attention at 16x16; default on")
     group.add_argument("--spectral_norm", action=switch, default=None, help="in the discriminator; default on")
     group.add_argument(
-        "--grow_from", type=int, choices=(16, 32, 64, 128, 256), help="progressive growing from this resolution; default 64"
+        "--grow_from",
+        type=int,
+        choices=(16, 32, 64, 128, 256),
+        help="progressive growing from this resolution; default 64",
     )
     group.add_argument(
         "--window",
         type=int,
         choices=(64, 128, 256),
         help="largest side in pixels that the discriminator sees at once; larger images it sees in turn as windows and whole at "
-        "half size; default 128",
+        "half size; default 128, and 64 for images of 64, which are painted at 128 and averaged down",
     )
     group.add_argument("--grow_images", type=positive_int, help="images of each phase of growing; default 10000")
 

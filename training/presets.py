@@ -9,11 +9,12 @@ import torch
 
 from common.errors import UserError
 from common.progress import say
-from models.config import WIDTHS, ModelConfig, dcgan_config, improved_config
+from models.config import WIDTHS, ModelConfig, dcgan_config, improved_config, painted_size
 from training import options
 from training.config import TrainConfig
 
 DEFAULT_MODEL = "improved"
+DEFAULT_SIZE = 256
 _IMPROVED = {
     "objective": "non_saturating",
     "r1": 0.5,
@@ -53,15 +54,26 @@ def _condition_for(labels: set[str]) -> str:
     return condition
 
 
-def model_config(args: argparse.Namespace, image_size: int, num_classes: int, device: torch.device) -> ModelConfig:
+def patch_size(args: argparse.Namespace) -> int:
+    """Side in pixels of the patches that teach the networks that the flags ask for."""
+    return painted_size(args.model or DEFAULT_MODEL, args.image_size or DEFAULT_SIZE)
+
+
+def model_config(args: argparse.Namespace, num_classes: int, device: torch.device) -> ModelConfig:
     """The networks that the flags ask for. Raises UserError for a flag that the model does not have."""
-    chosen = options.given(args, options.MODEL_FLAGS)
+    chosen, image_size = options.given(args, options.MODEL_FLAGS), args.image_size or DEFAULT_SIZE
     if (args.model or DEFAULT_MODEL) == "dcgan":
         if chosen:
             raise UserError(f"--{next(iter(chosen))} belongs to --model improved; add it or leave the flag out")
         return dcgan_config(image_size, num_classes)
     preset = chosen.pop("preset", "gpu" if device.type == "cuda" else "cpu")
-    return improved_config(image_size, num_classes, preset, **chosen)
+    return improved_model(image_size, num_classes, preset, **chosen)
+
+
+def improved_model(image_size: int, num_classes: int, preset: str, **chosen) -> ModelConfig:
+    """The improved model whose images have ``image_size``, painted larger where that is better. chosen: of improved_config's."""
+    painted = painted_size("improved", image_size)
+    return improved_config(painted, num_classes, preset, **chosen, reduced_to=image_size if image_size < painted else 0)
 
 
 def preset_of(model: ModelConfig) -> str:

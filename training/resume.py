@@ -66,7 +66,7 @@ def merged_config(args: argparse.Namespace, state: dict, augmentation_defaults: 
         config = TrainConfig(patches=str(args.patches), condition="none", augmentation=augmentation_defaults)
     model = ModelConfig.from_dict(state["model"])
     fixed = {name: getattr(config, name) for name, free in options.RUN_FLAGS.items() if not free and "config" in state}
-    fixed |= {"condition": config.condition, "image_size": model.image_size, "model": model.model}
+    fixed |= {"condition": config.condition, "image_size": model.output_size, "model": model.model}
     for name, value in fixed.items():
         if getattr(args, name) not in (None, value):
             raise UserError(

@@ -80,7 +80,7 @@ class Sampler:
     ):
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.config, self.labels, self.device = config, list(labels), device
-        self.image_size = config.image_size
+        self.image_size = config.output_size
         self._counts = list(counts)
 
     def sample(self, count: int, seed: int, label: str | None = None, start: int = 0, truncation: float = 1.0) -> np.ndarray:

@@ -259,4 +259,9 @@ def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
         assert value == other["ema"][name] if isinstance(value, float) else torch.equal(value, other["ema"][name]), name
     assert "contradicts" in run(patches, parts, "--epochs", 3, "--resume", "--discriminator", "residual", expect=1)
     lines = (whole / "logs" / "train.log").read_text()
-    assert "improved 64x64, preset cpu" in lines and "augment" in lines and "diversity" in lines and "left over" not in lines
+    assert (
+        "improved 64x64, painted at 128x128, preset cpu" in lines
+        and "augment" in lines
+        and "diversity" in lines
+        and "left over" not in lines
+    )

@@ -79,6 +79,19 @@ def test_images_have_their_size_and_range(size):
     assert discriminator(images).shape == (2, 1)
 
 
+def test_images_painted_larger_come_out_averaged_and_are_learned_as_painted():
+    config = small(reduced_to=32)
+    large, averaged = (build(each)[0] for each in (replace(config, reduced_to=0), config))
+    averaged.load_state_dict(large.state_dict())
+    z = torch.randn(4, config.latent_dim)
+    assert averaged(z, LABELS).shape == (4, 3, 32, 32)
+    assert torch.equal(averaged(z, LABELS), avg_pool2d(large(z, LABELS), 2))
+    assert torch.equal(averaged(z, LABELS, View(6.0)), large(z, LABELS, View(6.0)))
+    averaged.growth = 4.0
+    assert averaged(z, LABELS).shape == (4, 3, 32, 32)
+    assert (config.seen, config.grow_from, config.output_size) == (32, 64, 32)
+
+
 def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)

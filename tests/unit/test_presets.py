@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def flags(**typed) -> Namespace:
-    return Namespace(**NOTHING | typed)
+    return Namespace(**NOTHING | {"image_size": 64} | typed)
 
 
 @pytest.mark.parametrize("model", ["dcgan", "improved"])
@@ -28,15 +28,24 @@ def test_defaults_are_settings_of_a_run(model, objective):
 
 
 def test_the_preset_follows_the_machine_and_a_typed_one_wins():
-    small, large = (presets.model_config(flags(), 64, 3, torch.device(kind)) for kind in ("cpu", "cuda"))
+    small, large = (presets.model_config(flags(), 3, torch.device(kind)) for kind in ("cpu", "cuda"))
     assert small.g_channels[0] < large.g_channels[0]
-    assert presets.model_config(flags(preset="gpu"), 64, 3, CPU) == large
-    assert presets.model_config(flags(model="dcgan"), 64, 3, CPU) == dcgan_config(64, 3)
+    assert presets.model_config(flags(preset="gpu"), 3, CPU) == large
+    assert presets.model_config(flags(model="dcgan"), 3, CPU) == dcgan_config(64, 3)
+
+
+@pytest.mark.parametrize("size", [None, 64, 128, 256])
+def test_small_images_are_painted_larger_and_the_baselines_are_not(size):
+    improved = presets.model_config(flags(image_size=size), 3, CPU)
+    assert improved.output_size == (size or 256)
+    assert improved.image_size == presets.patch_size(flags(image_size=size)) == max(128, size or 256)
+    baseline = presets.model_config(flags(model="dcgan", image_size=size), 3, CPU)
+    assert baseline.output_size == baseline.image_size == presets.patch_size(flags(model="dcgan", image_size=size)) == (size or 256)
 
 
 def test_flags_of_the_other_model_are_refused():
     with pytest.raises(UserError, match="--norm belongs to --model improved"):
-        presets.model_config(flags(model="dcgan", norm="instance"), 64, 3, CPU)
+        presets.model_config(flags(model="dcgan", norm="instance"), 3, CPU)
 
 
 def test_a_checkpoints_networks_are_kept():
