@@ -249,19 +249,20 @@ def test_patches_of_an_unknown_class_are_refused(patches, finished, tmp_path):
 def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = ("--grow_from", 32, "--grow_images", 8, *START[2:])
-    run(patches, whole, "--epochs", 2, *flags)
+    run(patches, whole, "--epochs", 4, *flags)
     run(patches, parts, "--epochs", 1, *flags)
     assert "left over" in (parts / "logs" / "train.log").read_text(), "larger images will take longer"
-    run(patches, parts, "--epochs", 2, "--resume", *START[4:])
+    run(patches, parts, "--epochs", 4, "--resume", *START[4:])
     one, other = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (whole, parts))
     assert one["model"]["model"] == "improved" and one["model"]["discriminator"] == "projected"
     for name, value in one["ema"].items():
         assert value == other["ema"][name] if isinstance(value, float) else torch.equal(value, other["ema"][name]), name
-    assert "contradicts" in run(patches, parts, "--epochs", 3, "--resume", "--discriminator", "residual", expect=1)
+    assert "contradicts" in run(patches, parts, "--epochs", 5, "--resume", "--discriminator", "residual", expect=1)
+    assert "nothing left" in run(patches, parts, "--epochs", 4, "--resume", "--image_size", 64)
+    assert "contradicts the checkpoint's 64" in run(patches, parts, "--epochs", 5, "--resume", "--image_size", 128, expect=1)
+    pictures = [Image.open(whole / "logs" / "samples" / name) for name in ("real.png", "epoch_0004.png")]
+    assert pictures[0].size == pictures[1].size, "both of images of 64 pixels"
     lines = (whole / "logs" / "train.log").read_text()
-    assert (
-        "improved 64x64, painted at 128x128, preset cpu" in lines
-        and "augment" in lines
-        and "diversity" in lines
-        and "left over" not in lines
-    )
+    for words in ("improved 64x64, painted at 128x128, preset cpu", "augment", "diversity", " res 128 "):
+        assert words in lines, words
+    assert "left over" not in lines
