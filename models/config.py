@@ -174,9 +174,9 @@ def improved_config(
 ) -> ModelConfig:
     """The improved model at the widths of ``preset``, painting at ``image_size``, averaged down to ``reduced_to`` if that is given.
 
-    grow_from None: progressive growing starts at 64 pixels. window None: the discriminator sees 128 pixels at once, or as many as
-    images are averaged down to. layer_noise None: above 64 pixels, see docs/experiments.md. Raises UserError for a window of less
-    than half the image.
+    grow_from None: progressive growing starts at 64 pixels, and what is averaged down does not grow, since its windows cost no more
+    than small images. window None: the discriminator sees 128 pixels at once, or as many as images are averaged down to.
+    layer_noise None: above 64 pixels, see docs/experiments.md. Raises UserError for a window of less than half the image.
     """
     _check_size(image_size)
     window = min(image_size, window or reduced_to or 128)
@@ -197,7 +197,7 @@ def improved_config(
         norm=norm,
         attention=(16,) if attention else (),
         spectral_norm=spectral_norm,
-        grow_from=min(image_size, grow_from or 64),
+        grow_from=min(image_size, grow_from or (image_size if reduced_to else 64)),
         bent=True,
         window=window if window < image_size else 0,
         layer_noise=layer_noise,

@@ -106,7 +106,7 @@ def _improved(group: argparse._ArgumentGroup) -> None:
         "--grow_from",
         type=int,
         choices=(16, 32, 64, 128, 256),
-        help="progressive growing from this resolution; default 64",
+        help="progressive growing from this resolution; default 64, and none for images of 64",
     )
     group.add_argument(
         "--window",
