@@ -101,12 +101,13 @@ class View:
     growth: log2 of the resolution of the whole image, fractions while the next one fades in. windowed: only a window of half its
     side, a quarter of the image at full resolution. Tissue looks alike everywhere and a generator without a place can paint any
     part of its canvas by itself, so that windows for the detail and whole images of half the resolution for the layout teach
-    the same as whole images do, for a third of the arithmetic. share: the fade as a tensor on the networks' device, where it must
-    be one; None: as growth says.
+    the same as whole images do, for a third of the arithmetic. averaged: the whole image, painted at twice its resolution and
+    averaged down. share: the fade as a tensor on the networks' device, where it must be one; None: as growth says.
     """
 
     growth: float
     windowed: bool = False
+    averaged: bool = False
     share: Tensor | None = None
 
     @property

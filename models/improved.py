@@ -103,6 +103,8 @@ class ImprovedGenerator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, view: View | None = None) -> Tensor:
         """view: what is looked at in training, at its own size (N, 3, view.side, view.side); None for the whole image."""
+        if view is not None and view.averaged:
+            return reduced(self(z, labels, View(view.growth + 1.0)), view.resolution)
         shown = view or View(self.growth)
         style = self._style(z[:, :STYLE_DIM], labels)
         field, places = z[:, STYLE_DIM : -self.config.place_dim], z[:, -self.config.place_dim : -PLACE_DIM]

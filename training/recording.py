@@ -24,7 +24,7 @@ Work = Callable[[Batch, bool], Tensor]
 
 def kind(batch: Batch, penalise: bool) -> tuple:
     """What a recording cannot change."""
-    seen = None if batch.view is None else (batch.view.resolution, batch.view.windowed)
+    seen = None if batch.view is None else (batch.view.resolution, batch.view.windowed, batch.view.averaged)
     return tuple(batch.real.shape), batch.labels is None, seen, batch.strength > 0.0, penalise
 
 

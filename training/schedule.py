@@ -32,12 +32,15 @@ def growth(images: int, grow_from: int, image_size: int, grow_images: int) -> fl
     return min(last, first + doublings + max(0.0, rest / grow_images - 1.0))
 
 
-def view_of(reached: float, seen: int, step: int, penalty_every: int) -> View:
+def view_of(reached: float, seen: int, step: int, penalty_every: int, averaged: bool = False) -> View:
     """What a step looks at when the growth is ``reached`` and D sees ``seen`` pixels a side at once.
 
-    Larger images are seen in turn as windows at full size and whole at half of it. Every other penalty falls on a window.
+    Larger images are seen in turn as windows at full size and whole at half of it. Every other penalty falls on a window. averaged:
+    half the size is what comes out, so that once grown whole images are seen as they will be, averaged down.
     """
     whole = View(reached)
     if whole.side <= seen:
         return whole
-    return View(reached, windowed=True) if (step + step // penalty_every) % 2 == 0 else View(float(math.ceil(reached) - 1))
+    if (step + step // penalty_every) % 2 == 0:
+        return View(reached, windowed=True)
+    return View(float(math.ceil(reached) - 1), averaged=averaged and whole.fade == 1.0)

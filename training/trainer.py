@@ -219,7 +219,7 @@ class Trainer:
             return None
         reached = growth(self.images, model.grow_from, model.image_size, config.grow_images)
         self.step.generator.growth = self.ema.growth = reached
-        view = view_of(reached, model.seen, self.images // count, config.penalty_every)
+        view = view_of(reached, model.seen, self.images // count, config.penalty_every, bool(model.reduced_to))
         self.step.discriminator.set_view(view)
         return view
 

@@ -86,6 +86,7 @@ def test_images_painted_larger_come_out_averaged_and_are_learned_as_painted():
     z = torch.randn(4, config.latent_dim)
     assert averaged(z, LABELS).shape == (4, 3, 32, 32)
     assert torch.equal(averaged(z, LABELS), avg_pool2d(large(z, LABELS), 2))
+    assert torch.equal(averaged(z, LABELS, View(5.0, averaged=True)), averaged(z, LABELS)), "taught as it comes out"
     assert torch.equal(averaged(z, LABELS, View(6.0)), large(z, LABELS, View(6.0)))
     averaged.growth = 4.0
     assert averaged(z, LABELS).shape == (4, 3, 32, 32)
@@ -256,6 +257,8 @@ def test_large_images_are_seen_in_turn_as_windows_and_whole():
     assert set(turns) == {View(7.5, windowed=True), View(7.0)} and {view.side for view in turns} == {128}
     assert sum(view.windowed for view in turns) == 16
     assert {view.windowed for view in turns[::8]} == {True, False}  # both are penalised
+    assert {view_of(7.0, 64, step, 8, averaged=True) for step in range(4)} == {View(7.0, windowed=True), View(6.0, averaged=True)}
+    assert View(6.0) in [view_of(6.5, 64, step, 8, averaged=True) for step in range(4)], "nothing to average before it has grown"
 
 
 def test_windows_of_real_images_lie_at_their_corners():
