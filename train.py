@@ -125,7 +125,7 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
             f"torch {torch.__version__}"
         )
         if first:
-            log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
+            log.picture("real.png", real_grid(dataset, size), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share, args.auto_batch)
         held_out = held_out_patches(dataset, trainer, eval_every > 0) if first else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from data.dataset import list_patches, reader
 from data.holdout import train_and_held_out
 from metrics.images import ImageSet, image_set, known, read_images
 from metrics.utility import balanced_accuracy, confusion, shared_classes
-from models.features import LITE0_WEIGHTS
+from models.features import load_lite0
 
 BATCH = 32
 LEARNING_RATE = {"small": 2e-3, "lite0": 3e-4}
@@ -61,8 +61,7 @@ def small(classes: int) -> nn.Module:
 def lite0(classes: int) -> nn.Module:
     """EfficientNet-Lite0 as ImageNet left it, every weight free to move, under a new last layer."""
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    tensors = torch.load(LITE0_WEIGHTS.path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=False)))
+    load_lite0(network)
     return nn.Sequential(network, nn.Dropout(0.2), nn.Linear(network.num_features, classes))
 
 
@@ -87,7 +86,7 @@ def augmented(images: Tensor, draws: torch.Generator) -> Tensor:
     return ((images - 1.0) * strength + 1.0).clamp(-1.0, 1.0).contiguous(memory_format=torch.channels_last)
 
 
-def draw_batch(sets: Sequence[ImageSet], share: float, classes: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_batch(sets: tuple[ImageSet, ImageSet], share: float, classes: np.ndarray, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     """As many images of each class as of any other; each from sets[1] with probability ``share``, else from sets[0]."""
     images, targets = [], torch.arange(BATCH) % len(classes)
     for target in targets.tolist():
@@ -97,7 +96,7 @@ def draw_batch(sets: Sequence[ImageSet], share: float, classes: np.ndarray, draw
     return augmented(to_input(np.stack(images)), draws), targets
 
 
-def fit(network: nn.Module, rate: float, steps: int, batches) -> None:
+def fit(network: nn.Module, rate: float, steps: int, draw: Callable[[], tuple[Tensor, Tensor]]) -> None:
     """One part of a training: its own optimiser, a rate that rises for a tenth of it and falls to 0."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -105,7 +104,7 @@ def fit(network: nn.Module, rate: float, steps: int, batches) -> None:
     )
     network.train()
     for _ in range(steps):
-        images, targets = batches()
+        images, targets = draw()
         loss = F.cross_entropy(network(images), targets, label_smoothing=0.05)
         optimiser.zero_grad()
         loss.backward()
@@ -150,6 +149,11 @@ def accuracy(args: argparse.Namespace, way: str, seed: int, sets: Sets, classes:
     return balanced_accuracy(confusion(held_out.labels, classes[predicted(network, held_out.images)], classes))
 
 
+def spread(scores: np.ndarray) -> str:
+    """The standard deviation over seeds, where there are several."""
+    return f" ± {scores.std(ddof=1):.3f}" if len(scores) > 1 else ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="default %(default)s")
@@ -170,7 +174,6 @@ def main() -> None:
     for way in WAYS:
         scores = np.array([accuracy(args, way, seed, sets, classes) for seed in track(range(args.seeds), way, unit="trainings")])
         real = scores if real is None else real
-        spread = (lambda values: f" ± {values.std(ddof=1):.3f}") if args.seeds > 1 else lambda values: ""
         print(f"{way:30} {scores.mean():.3f}{spread(scores)}   {(scores - real).mean():+.3f}{spread(scores - real)}", flush=True)
 
 

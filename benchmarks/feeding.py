@@ -27,10 +27,10 @@ from common import cli
 from data.augment import Augmentation
 from data.dataset import PatchDataset, decode
 from data.order import BalancedOrder, BatchesFrom
-from models.config import ModelConfig, dcgan_config, painted_size
+from models.config import painted_size
 from training.config import TrainConfig
 from training.device import choose_device, describe
-from training.presets import improved_model, training_defaults
+from training.presets import networks, training_defaults
 from training.trainer import Trainer
 
 MODELS = ("improved", "dcgan")
@@ -75,17 +75,12 @@ def loading(dataset: PatchDataset, size: int) -> Callable[[int], int]:
     return one
 
 
-def networks(model: str, size: int) -> ModelConfig:
-    """At full size from the first step on."""
-    return dcgan_config(size, 4) if model == "dcgan" else improved_model(size, 4, "cpu", grow_from=painted_size(model, size))
-
-
-def stepping(model: ModelConfig, batch_size: int, device: torch.device) -> Callable[[int], int]:
-    """Steps of a model on one batch that lies in memory."""
-    size = model.image_size
-    config = TrainConfig("", "label", batch_size=batch_size, **training_defaults(model.model, None))
-    trainer = Trainer(model, config, list("abcd"), [1] * 4, 10**6, device)
-    batch = torch.rand(batch_size, 3, size, size) * 2 - 1, torch.arange(batch_size) % 4
+def stepping(model: str, size: int, batch_size: int, device: torch.device) -> Callable[[int], int]:
+    """Steps of a model at full size on one batch that lies in memory."""
+    side = painted_size(model, size)
+    config = TrainConfig("", "label", batch_size=batch_size, **training_defaults(model, None))
+    trainer = Trainer(networks(model, size, 4, grow_from=side), config, list("abcd"), [1] * 4, 10**6, device)
+    batch = torch.rand(batch_size, 3, side, side) * 2 - 1, torch.arange(batch_size) % 4
     trainer.train_on(*batch)
 
     def one(_: int) -> int:
@@ -108,14 +103,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         folder, size = args.patches or random_patches(Path(home)), args.image_size
         ways: dict[str, Callable[[int], int]] = {}
-        for model in MODELS:
-            side = painted_size(model, size)  # both models' patches where these differ
-            if f"decoding files, {side}" in ways:
-                continue
+        for side in sorted({painted_size(model, size) for model in MODELS}):
             data = {kind: PatchDataset(folder, side, augmentation=replace(Augmentation(), **KINDS[kind])) for kind in KINDS}
             ways |= reading(data["default"], folder, side)
             ways |= {f"loader, {kind}, {side}": loading(dataset, args.batch_size) for kind, dataset in data.items()}
-        ways |= {f"training, {model}": stepping(networks(model, size), args.batch_size, device) for model in MODELS}
+        ways |= {f"training, {model}": stepping(model, size, args.batch_size, device) for model in MODELS}
         best: dict[str, float] = {}
         for _ in range(args.rounds):
             for name, way in ways.items():

@@ -25,11 +25,10 @@ import torch
 
 import generate
 from common import cli
-from models.config import dcgan_config
 from training import checkpoint
 from training.config import TrainConfig
 from training.device import choose_device, describe
-from training.presets import improved_model, training_defaults
+from training.presets import networks, training_defaults
 from training.processes import Processes
 from training.sampling import CHUNK, Sampler, load_sampler
 from training.trainer import Trainer
@@ -38,9 +37,9 @@ LABELS = ["benign", "gleason3", "gleason4", "gleason5"]
 
 
 def new_checkpoint(model: str, size: int, path: Path) -> None:
-    networks = dcgan_config(size, len(LABELS)) if model == "dcgan" else improved_model(size, len(LABELS), "cpu")
     config = TrainConfig("", "label", epochs=1, batch_size=8, **training_defaults(model, None))
-    checkpoint.save(path, Trainer(networks, config, LABELS, [1] * len(LABELS), 8, torch.device("cpu")).state())
+    trainer = Trainer(networks(model, size, len(LABELS)), config, LABELS, [1] * len(LABELS), 8, torch.device("cpu"))
+    checkpoint.save(path, trainer.state())
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
@@ -68,11 +67,10 @@ def measure(model: str, size: int, images: int, rounds: int, device: torch.devic
         sampler = load_sampler(path, device)
 
         def whole(number: int) -> None:
-            args = argparse.Namespace(
-                checkpoint=path, label=None, num=images, out=Path(home) / str(number), seed=0, truncation=1.0, device=str(device)
-            )
+            folder = Path(home) / str(number)
+            args = argparse.Namespace(checkpoint=path, label=None, num=images, out=folder, seed=0, truncation=1.0, best_of=1)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                generate.write_images(sampler, args, Processes())
+                generate.write(sampler, args, Processes())
 
         network_alone(sampler, CHUNK)
         alone, stage = [], []

@@ -27,7 +27,7 @@ from models.config import WIDTHS
 from training import checkpoint
 from training.config import TrainConfig
 from training.device import choose_device, describe
-from training.presets import improved_model, training_defaults
+from training.presets import networks, training_defaults
 from training.run import SECONDS_BETWEEN_SAVES, Habits, Run
 from training.runlog import RunLog
 from training.signals import SignalRequests
@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 def measure(size: int, preset: str, images_per_epoch: int, rounds: int, home: Path, device: torch.device) -> str:
     """One line of the table."""
     config = TrainConfig("", "label", epochs=200, batch_size=BATCH, **training_defaults("improved", None))
-    trainer = Trainer(improved_model(size, 4, preset), config, list("abcd"), [1] * 4, images_per_epoch, device)
+    trainer = Trainer(networks("improved", size, 4, preset), config, list("abcd"), [1] * 4, images_per_epoch, device)
     trainer.images = trainer.images_total - 100 * BATCH  # grown to full size
     side = trainer.model.image_size
     batch = torch.rand(BATCH, 3, side, side) * 2 - 1, torch.arange(BATCH) % 4

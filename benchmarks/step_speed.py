@@ -25,11 +25,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import cli
-from models.config import dcgan_config
 from training.config import TrainConfig
 from training.device import choose_device, describe
 from training.dry_run import stages
-from training.presets import improved_model, training_defaults
+from training.presets import networks, training_defaults
 from training.step import directly
 from training.trainer import Trainer
 
@@ -91,14 +90,14 @@ def ours(
     count the arithmetic of, without penalties and not recorded.
     """
     preset = "gpu" if device.type == "cuda" else "cpu"
-    networks = dcgan_config(size, 4) if model == "dcgan" else improved_model(size, 4, preset, layer_noise=noise)
+    chosen = networks(model, size, 4, preset, layer_noise=noise)
     config = TrainConfig(
         "", "label", epochs=200, batch_size=batch_size, **training_defaults(model, None) | ({"r1": 0.0} if counted else {})
     )
-    trainer = Trainer(networks, config, list("abcd"), [1] * 4, 900, device)
+    trainer = Trainer(chosen, config, list("abcd"), [1] * 4, 900, device)
     if counted:
         trainer.step.perform = directly
-    side = networks.image_size
+    side = chosen.image_size
     batch = torch.rand(batch_size, 3, side, side, device=device) * 2 - 1, torch.arange(batch_size, device=device) % 4
     trainer.images = images - images % batch_size
 
@@ -184,7 +183,7 @@ def main() -> int:
 def grown(size: int) -> list[tuple[int, int]]:
     """(first image, image after the last) of each resolution of the improved model in a run of 200 epochs of 900 patches."""
     config = TrainConfig("", "label", epochs=200, **training_defaults("improved", None))
-    trainer = Trainer(improved_model(size, 4, "cpu"), config, list("abcd"), [1] * 4, 900, torch.device("cpu"))
+    trainer = Trainer(networks("improved", size, 4), config, list("abcd"), [1] * 4, 900, torch.device("cpu"))
     return stages(trainer)
 
 

@@ -36,7 +36,7 @@ class Lite0(nn.Module):
         super().__init__()
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
         if pretrained:
-            _load(network)
+            load_lite0(network)
         _fold_batch_norms(network)
         _pad_evenly(network)
         # Not a sub-module: what never changes has no place in checkpoints, and train() must not wake anything in it.
@@ -72,7 +72,7 @@ class Lite0(nn.Module):
         return torch.cat([maps.mean(dim=(2, 3)) for maps in self(images)[1:3]], dim=1)
 
 
-def _load(network: nn.Module) -> None:
+def load_lite0(network: nn.Module) -> None:
     """Put the packaged tensors onto timm's network: other names, same order. The classifier at the end is left out."""
     tensors = torch.load(LITE0_WEIGHTS.path(), map_location="cpu", weights_only=True)
     names = network.state_dict().keys()

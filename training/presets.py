@@ -61,18 +61,18 @@ def patch_size(args: argparse.Namespace) -> int:
 
 def model_config(args: argparse.Namespace, num_classes: int, device: torch.device) -> ModelConfig:
     """The networks that the flags ask for. Raises UserError for a flag that the model does not have."""
-    chosen, image_size = options.given(args, options.MODEL_FLAGS), args.image_size or DEFAULT_SIZE
-    if (args.model or DEFAULT_MODEL) == "dcgan":
-        if chosen:
-            raise UserError(f"--{next(iter(chosen))} belongs to --model improved; add it or leave the flag out")
+    model, chosen = args.model or DEFAULT_MODEL, options.given(args, options.MODEL_FLAGS)
+    if model == "dcgan" and chosen:
+        raise UserError(f"--{next(iter(chosen))} belongs to --model improved; add it or leave the flag out")
+    chosen.setdefault("preset", "gpu" if device.type == "cuda" else "cpu")
+    return networks(model, args.image_size or DEFAULT_SIZE, num_classes, **chosen)
+
+
+def networks(model: str, image_size: int, num_classes: int, preset: str = "cpu", **chosen) -> ModelConfig:
+    """``model`` for images of ``image_size``, painted larger where that is better. preset, chosen: of improved_config alone."""
+    if model == "dcgan":
         return dcgan_config(image_size, num_classes)
-    preset = chosen.pop("preset", "gpu" if device.type == "cuda" else "cpu")
-    return improved_model(image_size, num_classes, preset, **chosen)
-
-
-def improved_model(image_size: int, num_classes: int, preset: str, **chosen) -> ModelConfig:
-    """The improved model whose images have ``image_size``, painted larger where that is better. chosen: of improved_config's."""
-    painted = painted_size("improved", image_size)
+    painted = painted_size(model, image_size)
     return improved_config(painted, num_classes, preset, **chosen, reduced_to=image_size if image_size < painted else 0)
 
 

@@ -14,7 +14,7 @@ from common.weights import INSTALL, PackagedWeights
 from metrics import features
 from metrics.distances import fid, kid
 from metrics.features import INCEPTION_WEIGHTS, Extractor, backbone, extract, inception
-from models.features import LITE0_WEIGHTS, Lite0, _load
+from models.features import LITE0_WEIGHTS, Lite0, load_lite0
 
 inception_is_here = pytest.mark.skipif(not INCEPTION_WEIGHTS.installed(), reason=f"needs {INSTALL}")
 lite0_is_here = pytest.mark.skipif(not LITE0_WEIGHTS.installed(), reason=f"needs {INSTALL}")
@@ -187,7 +187,7 @@ def test_lite0_is_frozen_and_lets_gradients_through():
 @lite0_is_here
 def test_folded_lite0_is_timm_s_network():
     plain = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
-    _load(plain)
+    load_lite0(plain)
     for size in (32, 96):
         images = torch.rand(2, 3, size, size) * 2 - 1
         with torch.no_grad():
