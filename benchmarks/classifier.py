@@ -125,6 +125,8 @@ def predicted(network: nn.Module, images: np.ndarray) -> np.ndarray:
 
 def read_sets(patches: Path, generated: Path, side: int) -> Sets:
     """Images that have a label, reduced to ``side`` pixels."""
+    if not generated.is_dir():
+        raise UserError(f"no generated images at {generated}; make some with generate.py or name yours with --generated")
 
     def read(folder, files):
         files = [file for file in files if known(file.label)]
