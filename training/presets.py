@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,7 @@ _IMPROVED = {
     "warmup_images": 2_000,
     "betas": [0.0, 0.99],
 }
+LARGEST_MEASURED = 32  # batch size up to which larger batches learn at larger rates: beyond, nobody has tried
 # A penalty belongs to some objectives: Gulrajani et al. 2017; R3GAN 2024; a hinge with spectral norm needs none.
 _PENALTIES = {
     "wgan": {"r1": 0.0, "gradient_penalty": 10.0},
@@ -39,10 +41,24 @@ def training_defaults(model: str, objective: str | None) -> dict:
     return (_IMPROVED if model == "improved" else {}) | _PENALTIES.get(objective, {})
 
 
+def _learning_rates(typed: dict) -> dict[str, float]:
+    """The improved model's, larger for larger batches, said in a line. typed: the flags that were."""
+    size = typed.get("batch_size", TrainConfig.batch_size)
+    # By the square root of its size (Malladi et al., "On the SDEs and scaling rules for adaptive gradient algorithms", 2022).
+    factor = math.sqrt(min(max(size, TrainConfig.batch_size), LARGEST_MEASURED) / TrainConfig.batch_size)
+    rates = {name: factor * _IMPROVED[name] for name in ("lr_g", "lr_d") if name not in typed}
+    if factor > 1.0 and rates:
+        say(f"--batch_size {size}: {', '.join(f'--{name} {value:.2g}' for name, value in rates.items())}, larger than for 8")
+    return rates
+
+
 def new_config(args: argparse.Namespace, augmentation: dict[str, float], labels: Callable[[], set[str]]) -> TrainConfig:
     """Settings of a new run: typed flags over the defaults. labels: of the patches, asked for where no --condition was typed."""
     typed = options.given(args, options.RUN_FLAGS)
-    defaults = training_defaults(args.model or DEFAULT_MODEL, typed.get("objective"))
+    model = args.model or DEFAULT_MODEL
+    defaults = training_defaults(model, typed.get("objective"))
+    if model == "improved":
+        defaults |= _learning_rates(typed)
     condition = args.condition or _condition_for(labels())
     return TrainConfig(patches=str(args.patches), condition=condition, augmentation=augmentation, **defaults | typed)
 

@@ -27,6 +27,22 @@ def test_defaults_are_settings_of_a_run(model, objective):
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
+def rates(capsys, **typed) -> tuple[float, float, str]:
+    values = dict.fromkeys(options.RUN_FLAGS) | {"patches": "p", "condition": "none", "model": None} | typed
+    config = presets.new_config(Namespace(**values), {}, set)
+    return config.lr_g, config.lr_d, capsys.readouterr().out
+
+
+def test_larger_batches_learn_at_larger_rates(capsys):
+    assert rates(capsys) == rates(capsys, batch_size=8) == rates(capsys, batch_size=4) == (2e-3, 5e-4, "")
+    g, d, said = rates(capsys, batch_size=32)
+    assert (g, d) == (4e-3, 1e-3) and "--batch_size 32: --lr_g 0.004, --lr_d 0.001" in said
+    assert rates(capsys, batch_size=256)[:2] == (4e-3, 1e-3)
+    g, d, said = rates(capsys, batch_size=32, lr_g=1e-3)
+    assert (g, d) == (1e-3, 1e-3) and "--lr_g" not in said
+    assert rates(capsys, batch_size=32, model="dcgan") == (2e-4, 2e-4, "")
+
+
 def test_the_preset_follows_the_machine_and_a_typed_one_wins():
     small, large = (presets.model_config(flags(), 3, torch.device(kind)) for kind in ("cpu", "cuda"))
     assert small.g_channels[0] < large.g_channels[0]
