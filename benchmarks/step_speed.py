@@ -1,6 +1,6 @@
 """How fast is one training step, beside the machine's limit and beside a plain DCGAN?
 
-    python benchmarks/step_speed.py [--sizes 64 128 256] [--batch_size 8] [--rounds 3]
+    python benchmarks/step_speed.py [--sizes 64 128 256] [--batch_size 8] [--preset cpu|gpu|large] [--rounds 3]
 
 In turns in one process: the plain DCGAN of PyTorch's examples (its layers and its loop, carried on to the size; 1.4 GFLOP for each
 network at 256), ours, and the improved model at each resolution that it grows through. GFLOP are counted by PyTorch: convolutions
@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import cli
+from models.config import WIDTHS
 from training.config import TrainConfig
 from training.device import choose_device, describe
 from training.dry_run import stages
@@ -80,6 +81,7 @@ def ours(
     size: int,
     batch_size: int,
     device: torch.device,
+    preset: str,
     images: int = 0,
     noise: bool | None = None,
     counted: bool = False,
@@ -89,7 +91,6 @@ def ours(
     noise: in the improved model's layers and with a wider head on pixels, None for the default. counted: steps that PyTorch can
     count the arithmetic of, without penalties and not recorded.
     """
-    preset = "gpu" if device.type == "cuda" else "cpu"
     chosen = networks(model, size, 4, preset, layer_noise=noise)
     config = TrainConfig(
         "", "label", epochs=200, batch_size=batch_size, **training_defaults(model, None) | ({"r1": 0.0} if counted else {})
@@ -143,18 +144,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 128, 256])
     parser.add_argument("--batch_size", type=cli.positive_int, default=8)
+    parser.add_argument("--preset", choices=tuple(WIDTHS), help="size of the improved model's networks; default cpu, gpu on CUDA")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")
     args = parser.parse_args()
     device = choose_device("auto")
+    preset = args.preset or ("gpu" if device.type == "cuda" else "cpu")
     makers: dict[str, Callable[..., Callable[[], None]]] = {}
     for size in args.sizes:
         makers[f"{size} plain DCGAN"] = partial(plain, size, args.batch_size, device)
-        makers[f"{size} dcgan"] = partial(ours, "dcgan", size, args.batch_size, device)
+        machine = size, args.batch_size, device, preset
+        makers[f"{size} dcgan"] = partial(ours, "dcgan", *machine)
         for start, _ in grown(size):
-            makers[f"{size} improved from {start} images on"] = partial(
-                ours, "improved", size, args.batch_size, device, start + 100
-            )
-        makers[f"{size} the same without noise"] = partial(ours, "improved", size, args.batch_size, device, start + 100, False)
+            makers[f"{size} improved from {start} images on"] = partial(ours, "improved", *machine, start + 100)
+        makers[f"{size} the same without noise"] = partial(ours, "improved", *machine, start + 100, False)
     steps = {name: make() for name, make in makers.items()}
     work = {name: gflop(make() if "plain" in name else make(counted=True)) for name, make in makers.items()}
     best, limit = dict.fromkeys(steps, 0.0), 0.0
@@ -163,7 +165,8 @@ def main() -> int:
         for name, step in steps.items():
             best[name] = max(best[name], rate(step, device))
     print(
-        f"{describe(device)}, torch {torch.__version__}, batch {args.batch_size}, best of {args.rounds}; limit {limit:.0f} GFLOP/s"
+        f"{describe(device)}, torch {torch.__version__}, preset {preset}, batch {args.batch_size}, best of {args.rounds}; "
+        f"limit {limit:.0f} GFLOP/s"
     )
     print(f"{'':40}{'images/s':>10}{'GFLOP/image':>13}{'GFLOP/s':>9}{'of limit':>10}")
     for name, value in best.items():
