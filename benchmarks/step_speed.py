@@ -29,7 +29,7 @@ from models.config import WIDTHS
 from training.config import TrainConfig
 from training.device import choose_device, describe
 from training.dry_run import stages
-from training.presets import networks, training_defaults
+from training.presets import networks, preset_for, training_defaults
 from training.step import directly
 from training.trainer import Trainer
 
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")
     args = parser.parse_args()
     device = choose_device("auto")
-    preset = args.preset or ("gpu" if device.type == "cuda" else "cpu")
+    preset = args.preset or preset_for(device)
     makers: dict[str, Callable[..., Callable[[], None]]] = {}
     for size in args.sizes:
         makers[f"{size} plain DCGAN"] = partial(plain, size, args.batch_size, device)
