@@ -19,6 +19,7 @@ from PIL import Image
 
 from common import cli
 from common.errors import UserError
+from common.labels import known
 from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
@@ -28,13 +29,13 @@ from data.holdout import slide_of, train_and_held_out
 from metrics.copies import SIDE, Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import backbone, inception
-from metrics.images import ImageSet, choose, draw_set, known, read_images
+from metrics.images import ImageSet, choose, draw_set, read_images
 from metrics.report import write_report
 from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.compare import compare_runs
 from training.device import choose_device
-from training.sampling import load_sampler
+from training.sampling import GUIDANCE, load_sampler
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,6 +128,7 @@ def main() -> int:
         return 0
     settings = {
         "generated": args.checkpoint or args.images,
+        "guidance": f"{GUIDANCE:g} for the improved model's labels" if args.checkpoint else "see the folder's manifest.csv",
         "real": args.patches,
         "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
         "number generated": len(sets.fake),

@@ -17,6 +17,7 @@ from common import cli
 from common.errors import UserError
 from common.files import sha256
 from common.film import write_film
+from common.labels import known
 from common.pictures import save
 from common.progress import say
 from common.storage import Place, place
@@ -25,13 +26,12 @@ from data.dataset import class_of, condition_of, reader
 from data.holdout import train_and_held_out
 from metrics.features import backbone
 from metrics.images import choose, image_set, read_images
-from metrics.images import known as known_label
 from metrics.selection import LabelJudge, best_of
 from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.device import choose_device
 from training.processes import Processes
-from training.sampling import Sampler, load_sampler
+from training.sampling import GUIDANCE, Sampler, load_sampler
 from training.synthetic import Origin, write_images
 
 MOST_PATCHES = 2048  # that the judge of --best_of learns from
@@ -42,7 +42,7 @@ def main() -> int:
     args = parse()
     cli.terminate_like_interrupt()
     together, device = processes.join(choose_device(args.device))
-    sampler = load_sampler(args.checkpoint, device)
+    sampler = load_sampler(args.checkpoint, device, args.guidance, args.truncation)
     if args.grid and together.first:
         draw_grid(sampler, args)
     if args.interpolate and together.first:
@@ -63,6 +63,12 @@ def parse() -> argparse.Namespace:
     what.add_argument("--interpolate", type=cli.film_file, metavar="FILE", help="write a walk through the latents as .gif or .mp4")
     what.add_argument("--seed", type=cli.natural, default=0, help="image k follows from seed, label, k; default %(default)s")
     what.add_argument("--truncation", type=cli.fraction, default=1.0, help="0..1, below 1 less varied; default %(default)s")
+    what.add_argument(
+        "--guidance",
+        type=cli.non_negative_float,
+        metavar="G",
+        help=f"show labels more clearly the larger it is; default {GUIDANCE:g} for the improved model's labels, else 0",
+    )
     what.add_argument(
         "--best_of",
         type=cli.positive_int,
@@ -100,14 +106,15 @@ def labels_of(sampler: Sampler, label: str | None) -> list[str]:
     if label is not None:
         sampler.number(label)  # an unknown label is an error that lists the known ones
         return [label]
-    return [name for name in sampler.labels if known_label(name)] or [""]
+    return [name for name in sampler.labels if known(name)] or [""]
 
 
 def write(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:
     """--num images into --out, shared evenly among the labels."""
     labels = labels_of(sampler, args.label)
     shares = {label: args.num // len(labels) + (rank < args.num % len(labels)) for rank, label in enumerate(labels)}
-    origin = Origin(args.seed, args.truncation, args.checkpoint.as_posix(), sha256(args.checkpoint), args.best_of)
+    digest = sha256(args.checkpoint)
+    origin = Origin(args.seed, sampler.truncation, args.checkpoint.as_posix(), digest, args.best_of, sampler.guidance)
 
     def prepare():
         if args.best_of == 1:
@@ -125,7 +132,7 @@ def label_judge(sampler: Sampler, folder: Place, asked: list[str]) -> LabelJudge
     files = train_and_held_out(folder)[0]
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
-    labels = [known_label(class_of(file, condition)) for file in files]
+    labels = [known(class_of(file, condition)) for file in files]
     lite0, device = Lite0().to(sampler.device, memory_format=torch.channels_last), str(sampler.device)
     extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, lite0.fine_statistics, device, sampler.image_size)
     return LabelJudge(image_set(images, labels), asked, extractor)
@@ -133,7 +140,7 @@ def label_judge(sampler: Sampler, folder: Place, asked: list[str]) -> LabelJudge
 
 def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:
     """One picture with a row for each label asked for."""
-    picture = sampler.grid([label for label in labels_of(sampler, args.label) if label], args.seed, args.truncation)
+    picture = sampler.grid([label for label in labels_of(sampler, args.label) if label], args.seed)
     save(picture, args.grid)
     say(f"{args.grid}: {picture.width} x {picture.height} pixels")
 
@@ -141,7 +148,7 @@ def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:
 def film(sampler: Sampler, args: argparse.Namespace) -> None:
     """A closed walk between random latents."""
     label = labels_of(sampler, args.label)[0]
-    walk = sampler.walk(label, args.seed, STOPS, FRAMES_BETWEEN_STOPS) * args.truncation
+    walk = sampler.walk(label, args.seed, STOPS, FRAMES_BETWEEN_STOPS)
     write_film(args.interpolate, sampler.render(walk, [label] * len(walk)), FRAMES_PER_SECOND)
     say(f"{args.interpolate}: {len(walk)} frames between {STOPS} images{f' of {label}' if label else ''}")
 

@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.errors import UserError
+from common.labels import known
 from common.progress import track
 from data.dataset import list_patches, reader
 from data.holdout import train_and_held_out
-from metrics.images import ImageSet, image_set, known, read_images
+from metrics.images import ImageSet, image_set, read_images
 from metrics.utility import balanced_accuracy, confusion, shared_classes
 from models.features import load_lite0
 

@@ -20,12 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
+from common.labels import known
 from data.dataset import decode, list_patches
 from data.holdout import slide_of
 from metrics.copies import SIDE, Gallery
 from metrics.evaluation import Networks, Sets, assess
 from metrics.features import backbone
-from metrics.images import ImageSet, known, read_images
+from metrics.images import ImageSet, read_images
 from models.features import LITE0_WEIGHTS, Lite0
 
 SKIP = ("distances", "utility")

@@ -68,7 +68,7 @@ def measure(model: str, size: int, images: int, rounds: int, device: torch.devic
 
         def whole(number: int) -> None:
             folder = Path(home) / str(number)
-            args = argparse.Namespace(checkpoint=path, label=None, num=images, out=folder, seed=0, truncation=1.0, best_of=1)
+            args = argparse.Namespace(checkpoint=path, label=None, num=images, out=folder, seed=0, best_of=1)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 generate.write(sampler, args, Processes())
 

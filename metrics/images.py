@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.labels import known
 from common.progress import track
 
 DECODE_ERRORS = (OSError, ValueError, SyntaxError)
@@ -43,11 +44,6 @@ def image_set(images: np.ndarray, labels: Sequence[str] | None = None, names: Se
     own = np.array([str(index) for index in range(count)])
     empty = np.array([""] * count)
     return ImageSet(images, own if names is None else np.array(names), empty if labels is None else np.array(labels), empty, own)
-
-
-def known(label: str) -> str:
-    """The label, or "" where it says that there is none."""
-    return "" if label.partition("-")[0] in {"unlabelled", "unknown"} else label  # a provider may follow
 
 
 def draw_set(

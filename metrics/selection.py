@@ -40,17 +40,15 @@ class LabelJudge:
         return self.classifier.log_probabilities(extract(images, self.extractor, None))[:, self.labels.index(label)]
 
 
-def best_of(
-    sample: Callable[..., np.ndarray], judge: LabelJudge, candidates: int
-) -> Callable[[int, int, str, int, float], np.ndarray]:
+def best_of(sample: Callable[..., np.ndarray], judge: LabelJudge, candidates: int) -> Callable[[int, int, str, int], np.ndarray]:
     """``sample``, only that each image is the clearest of ``candidates``.
 
-    sample(count, seed, label, start, truncation): uint8 (count, S, S, 3), image k following from seed, label and k alone. So it is
-    for what is returned: image k is one of the images from k * candidates on.
+    sample(count, seed, label, start): uint8 (count, S, S, 3), image k following from seed, label and k alone. So it is for what is
+    returned: image k is one of the images from k * candidates on.
     """
 
-    def choose(count: int, seed: int, label: str, start: int = 0, truncation: float = 1.0) -> np.ndarray:
-        images = sample(count * candidates, seed, label, start * candidates, truncation)
+    def choose(count: int, seed: int, label: str, start: int = 0) -> np.ndarray:
+        images = sample(count * candidates, seed, label, start * candidates)
         best = judge.clarity(images, label).reshape(count, candidates).argmax(axis=1)
         return images.reshape(count, candidates, *images.shape[1:])[np.arange(count), best]
 

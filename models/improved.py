@@ -23,6 +23,7 @@ from models.layers import GAIN, EqualLinear, SelfAttention, StyledConv, activate
 SLACK = 6  # pixels of the last canvas beyond the image: where in them the image lies follows from z
 BEND = 0.7  # standard deviation in positions of the second level, two to a position of the noise field
 SHEET = 1024  # positions a side of the noise that all images read
+STYLES = 2048  # that the mean style of a label is taken over
 COLOR_GAIN = 0.8  # start with pale colours; each level adds its share
 
 
@@ -91,6 +92,8 @@ class ImprovedGenerator(nn.Module):
             for k, (before, after) in enumerate(zip((widths[0], *widths[:-1]), widths, strict=True))
         )
 
+        self.keep = 1.0
+        self.register_buffer("shift", None, persistent=False)  # (labels or 1, STYLE_DIM): see ``steer``
         if config.layer_noise:
             sheet = torch.randn(1, 1, SHEET, SHEET, generator=torch.Generator().manual_seed(0))
             self.register_buffer("sheet", sheet, persistent=False)
@@ -146,7 +149,32 @@ class ImprovedGenerator(nn.Module):
             style = torch.cat([style, self.embedding(labels)], dim=1)
         for layer in self.mapping:
             style = activate(layer(style))
-        return style
+        if self.shift is None:
+            return style
+        return self.keep * style + (self.shift if labels is None else self.shift[labels])
+
+    @torch.no_grad()
+    def steer(self, told_apart: Sequence[int], guidance: float = 0.0, truncation: float = 1.0) -> None:
+        """How images are painted from now on: guidance 0 and truncation 1 as in training.
+
+        guidance: the styles of the labels ``told_apart`` move away from what these have in common, by that many times the way from
+        the mean style of all of them to the label's own, as classifier-free guidance moves the scores of a diffusion model (Ho and
+        Salimans, 2022). truncation: styles keep that share of their way from the label's mean (Karras et al., StyleGAN, 2019).
+        """
+        self.keep, self.shift = 1.0, None
+        if guidance or truncation < 1:
+            means = self._mean_styles()
+            shift, told_apart = (1 - truncation) * means, list(told_apart)
+            if guidance:
+                shift[told_apart] += guidance * (means[told_apart] - means[told_apart].mean(dim=0))
+            self.keep, self.shift = truncation, shift
+
+    def _mean_styles(self) -> Tensor:
+        """Mean style of each label, or of all images: (labels or 1, STYLE_DIM)."""
+        weight = self.mapping[0].weight
+        z = torch.randn(STYLES, STYLE_DIM, generator=torch.Generator().manual_seed(0)).to(weight)
+        each = [torch.full((STYLES,), label, device=weight.device) for label in range(self.config.num_classes)]
+        return torch.stack([self._style(z, labels).mean(dim=0) for labels in each or [None]])
 
     def _shown(self, canvas: Tensor, place: Tensor, resolution: int) -> Tensor:
         """The image out of its canvas, at an offset that z decides: doublings leave a period of pixels, a random phase hides it."""

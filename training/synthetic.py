@@ -20,18 +20,22 @@ from training.sampling import CHUNK
 
 @dataclass(frozen=True)
 class Origin:
-    """What the images of a folder have in common, columns of its manifest. best_of: candidates of which each image was chosen."""
+    """What the images of a folder have in common, columns of its manifest. best_of: candidates of which each image was chosen.
+
+    guidance: how far labels were moved apart.
+    """
 
     seed: int
     truncation: float
     checkpoint: str
     checkpoint_sha256: str
     best_of: int = 1
+    guidance: float = 0.0
 
     def same(self, row: Mapping[str, str]) -> bool:
         """Whether a row of a manifest is of this origin; where the checkpoint lies does not matter."""
-        theirs = int(row["seed"]), float(row["truncation"]), row["checkpoint_sha256"], int(row["best_of"])
-        return theirs == (self.seed, self.truncation, self.checkpoint_sha256, self.best_of)
+        theirs = int(row["seed"]), float(row["truncation"]), row["checkpoint_sha256"], int(row["best_of"]), float(row["guidance"])
+        return theirs == (self.seed, self.truncation, self.checkpoint_sha256, self.best_of, self.guidance)
 
 
 COLUMNS = ("path", "label", "index", *Origin.__dataclass_fields__)
@@ -42,8 +46,8 @@ def write_images(
 ) -> None:
     """``shares`` images of each label, "" for an unconditional model; those that are there already are kept.
 
-    prepare: called when an image is missing, before anything is written; gives sample(count, seed, label, start, truncation): uint8
-    (count, S, S, 3). Raises UserError where ``out`` holds other images.
+    prepare: called when an image is missing, before anything is written; gives sample(count, seed, label, start): uint8 (count,
+    S, S, 3). Raises UserError where ``out`` holds other images.
     """
     rows = _read_rows(out, origin)
     known = {path for path in rows if (out / path).exists()}
@@ -61,7 +65,7 @@ def write_images(
         for label, start in track(jobs, "generate", unit=f"groups of {CHUNK}"):
             wanted = paths[label][start : start + CHUNK]
             if not known.issuperset(wanted):
-                images = sample(len(wanted), origin.seed, label, start, origin.truncation)
+                images = sample(len(wanted), origin.seed, label, start)
                 list(being_written)  # waits for the group before, and raises what went wrong with it
                 being_written = pool.map(_save_png, [out / path for path in wanted], images)
         list(being_written)
@@ -89,13 +93,13 @@ def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:
         return {}
     with open(path, encoding="utf-8", newline="") as file:
         try:
-            rows = [{"best_of": "1"} | row for row in csv.DictReader(file)]  # a column that older manifests lack
+            rows = [{"best_of": "1", "guidance": "0.0"} | row for row in csv.DictReader(file)]  # columns that older manifests lack
             ours = all(origin.same(row) for row in rows)
             result = {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path} is damaged or another program's ({error}); choose another --out") from error
     if not ours:
-        raise UserError(f"{out} holds images of another checkpoint, seed, truncation or --best_of; choose another --out")
+        raise UserError(f"{out} holds images of another checkpoint, seed, truncation, guidance or --best_of; choose another --out")
     return result
 
 

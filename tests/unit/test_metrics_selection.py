@@ -28,7 +28,7 @@ def judge():
     return LabelJudge(patches("benign", "gleason4"), ["benign"], MEANS)
 
 
-def numbered(count, seed, label, start=0, truncation=1.0):
+def numbered(count, seed, label, start=0):
     """Image k of a label, whatever else was asked for."""
     return np.concatenate([tissue(label, 1, seed * 1000 + start + k, noise=60) for k in range(count)])
 

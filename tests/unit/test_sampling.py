@@ -7,17 +7,17 @@ import torch
 from common.errors import UserError
 from common.pictures import to_uint8
 from models import build
-from models.config import ModelConfig, improved_config
-from training.sampling import Sampler, closed_walk
+from models.config import STYLE_DIM, ModelConfig, improved_config
+from training.sampling import GUIDANCE, Sampler, closed_walk
 
 CPU = torch.device("cpu")
 
 
-def sampler(num_classes=3):
+def sampler(num_classes=3, truncation=1.0):
     torch.manual_seed(0)
     config = ModelConfig("dcgan", 16, 10, num_classes, (16, 8), (8, 16))
     labels = ["benign", "gleason3", "gleason4"][:num_classes]
-    return Sampler(build(config)[0], config, labels, [70, 20, 10][:num_classes], CPU)
+    return Sampler(build(config)[0], config, labels, [70, 20, 10][:num_classes], CPU, truncation=truncation)
 
 
 def test_an_image_does_not_depend_on_how_many_were_asked_for():
@@ -50,8 +50,52 @@ def test_unknown_label_lists_the_known_ones():
         sampler().sample(1, 0, "gleason9")
 
 
+def improved_sampler(labels=("benign", "gleason3", "gleason4", "unlabelled"), guidance=None, truncation=1.0):
+    torch.manual_seed(0)
+    config = improved_config(64, len(labels), discriminator="residual")
+    return Sampler(build(config)[0], config, labels, [1] * len(labels), CPU, guidance, truncation)
+
+
+def styles(sampler):
+    z = torch.randn(500, STYLE_DIM, generator=torch.Generator().manual_seed(1))
+    return torch.stack([sampler.generator._style(z, torch.full((500,), k)) for k in range(len(sampler.labels))])
+
+
+def test_guidance_moves_labels_apart_and_nothing_else():
+    plain, guided = (styles(improved_sampler(guidance=g)) for g in (0.0, 1.0))
+    centre = plain[:3].mean(dim=(0, 1))
+    own = plain[:3].mean(dim=1)
+    assert torch.allclose(guided[:3].mean(dim=1) - own, own - centre, atol=0.05 * (own - centre).norm().item())
+    within = [each[:3] - each[:3].mean(dim=1, keepdim=True) for each in (plain, guided)]
+    assert torch.allclose(*within, atol=1e-5)
+    assert torch.equal(guided[3], plain[3])  # unlabelled
+
+
+def test_guidance_is_on_where_there_are_labels_to_tell_apart_and_can_be_undone():
+    assert improved_sampler().guidance == GUIDANCE > 0
+    assert improved_sampler(("benign", "unlabelled")).guidance == sampler().guidance == 0
+    made = improved_sampler()
+    plain = improved_sampler(guidance=0.0).sample(2, 0, "benign")
+    assert not np.array_equal(made.sample(2, 0, "benign"), plain)
+    assert np.array_equal(Sampler(made.generator, made.config, made.labels, [1] * 4, CPU, 0.0).sample(2, 0, "benign"), plain)
+    assert not any("shift" in name for name in made.generator.state_dict())
+
+
+def test_guidance_where_there_are_no_labels_to_move_is_refused():
+    with pytest.raises(UserError, match="leave it out"):
+        improved_sampler(("benign", "unlabelled"), 1.0)
+    with pytest.raises(UserError, match="leave it out"):
+        Sampler(sampler().generator, sampler().config, ["benign"] * 3, [1] * 3, CPU, 1.0)
+
+
+def test_truncation_brings_styles_to_their_labels_mean():
+    plain, half = (styles(improved_sampler(guidance=1.0, truncation=t)) for t in (1.0, 0.5))
+    mean = plain.mean(dim=1, keepdim=True)
+    assert torch.allclose(half - mean, 0.5 * (plain - mean), atol=0.05 * (plain - mean).norm(dim=2).mean().item())
+
+
 def test_truncation_brings_images_together():
-    spread = [sampler().sample(16, 0, "benign", truncation=t).astype(float).std(0).mean() for t in (1.0, 0.5, 0.0)]
+    spread = [sampler(truncation=t).sample(16, 0, "benign").astype(float).std(0).mean() for t in (1.0, 0.5, 0.0)]
     assert spread[0] > spread[1] > spread[2] == 0
 
 
