@@ -35,7 +35,7 @@ from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.compare import compare_runs
 from training.device import choose_device
-from training.sampling import GUIDANCE, load_sampler
+from training.sampling import load_sampler
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -128,7 +128,6 @@ def main() -> int:
         return 0
     settings = {
         "generated": args.checkpoint or args.images,
-        "guidance": f"{GUIDANCE:g} for the improved model's labels" if args.checkpoint else "see the folder's manifest.csv",
         "real": args.patches,
         "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
         "number generated": len(sets.fake),

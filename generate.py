@@ -31,7 +31,7 @@ from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.device import choose_device
 from training.processes import Processes
-from training.sampling import GUIDANCE, Sampler, load_sampler
+from training.sampling import Sampler, load_sampler
 from training.synthetic import Origin, write_images
 
 MOST_PATCHES = 2048  # that the judge of --best_of learns from
@@ -66,8 +66,9 @@ def parse() -> argparse.Namespace:
     what.add_argument(
         "--guidance",
         type=cli.non_negative_float,
+        default=0.0,
         metavar="G",
-        help=f"show labels more clearly the larger it is; default {GUIDANCE:g} for the improved model's labels, else 0",
+        help="move the improved model's labels apart, such as 0.25: clearer, less true to each; default %(default)s",
     )
     what.add_argument(
         "--best_of",

@@ -24,7 +24,6 @@ from training import checkpoint
 # in the last bit, and image k must not depend on how many others were asked for.
 CHUNK = 16
 CALIBRATION_BATCHES = 4
-GUIDANCE = 0.5  # labels of 256x256 are recognised more often by 0.08 and more, KID and recall as they were: docs/experiments.md
 GRID_COLUMNS = 8
 
 
@@ -75,8 +74,7 @@ class Sampler:
     """The averaged generator of a checkpoint.
 
     labels: names of its classes, [] when unconditional. image_size: side in pixels. guidance: how far the improved model's labels
-    are moved apart, None for as far as is good for it; 0 in all others. truncation: below 1 images are more typical and vary
-    less. Raises UserError where there are no labels to move.
+    are moved apart. truncation: below 1 images are more typical and vary less. Raises UserError where there are no labels to move.
     """
 
     def __init__(
@@ -86,21 +84,19 @@ class Sampler:
         labels: Sequence[str],
         counts: Sequence[int],
         device: torch.device,
-        guidance: float | None = None,
+        guidance: float = 0.0,
         truncation: float = 1.0,
     ):
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.config, self.labels, self.device = config, list(labels), device
         self.image_size = config.output_size
         self._counts = list(counts)
+        self.guidance, self.truncation = guidance, truncation
         told_apart = [number for number, label in enumerate(self.labels) if known(label)]
-        can_guide = config.model == "improved" and len(told_apart) > 1
-        if guidance and not can_guide:
+        if guidance and (config.model != "improved" or len(told_apart) < 2):
             raise UserError("--guidance moves the improved model's labels apart, and this model has none to move; leave it out")
-        self.guidance = (GUIDANCE if can_guide else 0.0) if guidance is None else guidance
-        self.truncation = truncation
         if config.model == "improved":
-            generator.steer(told_apart, self.guidance, truncation)
+            generator.steer(told_apart, guidance, truncation)
 
     def sample(self, count: int, seed: int, label: str | None = None, start: int = 0) -> np.ndarray:
         """(count, S, S, 3) uint8. ``label`` None: labels in the proportions of the training patches (one sequence, shuffled).
@@ -145,7 +141,7 @@ class Sampler:
         return [self.labels[min(int(np.searchsorted(edges, chance, side="right")), len(edges) - 1)] for chance in chances]
 
 
-def load_sampler(path: Path, device: torch.device, guidance: float | None = None, truncation: float = 1.0) -> Sampler:
+def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, truncation: float = 1.0) -> Sampler:
     """Sampler of a checkpoint of train.py, or of a plain DCGAN generator state_dict. Raises UserError when it is neither."""
     state = checkpoint.load(path)
     if checkpoint.is_plain_state_dict(state):

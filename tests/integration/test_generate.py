@@ -13,7 +13,6 @@ from tests.conftest import write_noise_patches
 from tests.scripts import run_script
 from training import checkpoint
 from training.config import TrainConfig
-from training.sampling import GUIDANCE
 from training.trainer import Trainer
 
 
@@ -68,14 +67,14 @@ def test_other_seeds_do_not_mix(weights, tmp_path):
 def test_guidance_is_part_of_what_a_folder_holds(weights, tmp_path):
     path, model = tmp_path / "G_final.pt", improved_config(64, 2, discriminator="residual")
     checkpoint.save(path, Trainer(model, TrainConfig("x", "label"), ["benign", "gleason4"], [5, 3], 8, torch.device("cpu")).state())
-    generate(path, "--num", 2, "--out", tmp_path / "out")
+    generate(path, "--num", 2, "--guidance", 0.5, "--out", tmp_path / "out")
     before = pixels(tmp_path / "out")
-    assert "guidance" in generate(path, "--num", 2, "--guidance", 0, "--out", tmp_path / "out", expect=1)
-    generate(path, "--num", 2, "--guidance", 0, "--out", tmp_path / "plain")
+    assert "guidance" in generate(path, "--num", 2, "--out", tmp_path / "out", expect=1)
+    generate(path, "--num", 2, "--out", tmp_path / "plain")
     assert before.keys() == pixels(tmp_path / "plain").keys()
     assert not any(np.array_equal(before[name], image) for name, image in pixels(tmp_path / "plain").items())
     with open(tmp_path / "out" / "manifest.csv") as file:
-        assert {float(row["guidance"]) for row in csv.DictReader(file)} == {GUIDANCE}
+        assert {float(row["guidance"]) for row in csv.DictReader(file)} == {0.5}
     assert "--guidance" in generate(weights, "--num", 2, "--guidance", 1, "--out", tmp_path / "dcgan", expect=1)
 
 
