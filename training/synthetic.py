@@ -49,13 +49,13 @@ def write_images(
     prepare: called when an image is missing, before anything is written; gives sample(count, seed, label, start): uint8 (count,
     S, S, 3). Raises UserError where ``out`` holds other images.
     """
-    rows = _read_rows(out, origin)
+    rows, common = _read_rows(out, origin), astuple(origin)
     known = {path for path in rows if (out / path).exists()}
     paths = {label: [f"{folder_of(label)}/{index:06d}.png" for index in range(count)] for label, count in shares.items()}
     sample = None if known.issuperset(path for names in paths.values() for path in names) else prepare()
     for label, names in paths.items():
         (out / folder_of(label)).mkdir(parents=True, exist_ok=True)
-        rows |= {path: (path, folder_of(label), index, *astuple(origin)) for index, path in enumerate(names)}
+        rows |= {path: (path, folder_of(label), index, *common) for index, path in enumerate(names)}
     with together.first_goes_ahead():
         if together.first:  # before any image, so that what a killed run leaves behind is known for ours
             _write_manifest(out / "manifest.csv", rows)
