@@ -91,6 +91,11 @@ def test_truncation_brings_styles_to_their_labels_mean():
     assert torch.allclose(half - mean, 0.5 * (plain - mean), atol=0.05 * (plain - mean).norm(dim=2).mean().item())
 
 
+def test_unconditional_models_are_truncated_too():
+    plain, half = (improved_sampler((), truncation=t).sample(2, 0) for t in (1.0, 0.5))
+    assert plain.shape == half.shape and not np.array_equal(plain, half)
+
+
 def test_truncation_brings_images_together():
     spread = [sampler(truncation=t).sample(16, 0, "benign").astype(float).std(0).mean() for t in (1.0, 0.5, 0.0)]
     assert spread[0] > spread[1] > spread[2] == 0
