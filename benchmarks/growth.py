@@ -33,7 +33,9 @@ from data.shards import is_sharded, write_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("benign", "gleason3", "gleason4", "gleason5")
-OPEN = "from data.dataset import PatchDataset; d = PatchDataset(__import__('pathlib').Path({0!r}), 64, 'label')"
+IMAGE_SIZE = 64
+READ_AT = 128  # side in pixels that the training below reads its patches at: images of 64 are painted at 128
+OPEN = f"from data.dataset import PatchDataset; d = PatchDataset(__import__('pathlib').Path({{0!r}}), {READ_AT}, 'label')"
 STAGES = {
     "read the manifest": "from data.manifest import read_manifest; read_manifest({0!r})",
     "open, first time": OPEN,
@@ -97,7 +99,7 @@ def stages(folder: Path, home: Path) -> dict[str, tuple[float, int]]:
         words = [sys.executable, "check_data.py", "--patches", str(folder), "--out", str(home / "check")]
         found["check_data.py"] = measured(words)
     where = ["--checkpoint_dir", str(home / "checkpoints"), "--log_dir", str(home / "logs")]
-    words = [sys.executable, "train.py", "--patches", str(folder), "--image_size", "64", "--eval_every", "0", *where]
+    words = [sys.executable, "train.py", "--patches", str(folder), "--image_size", str(IMAGE_SIZE), "--eval_every", "0", *where]
     found["train.py to its first step"] = measured(words, home / "checkpoints" / "latest.pt")
     return found
 
