@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import inside, replacing
+from common.files import check_inside, replacing
 from data.panda import LABELS, read_csv_rows
 
 NAME = "patches.csv"
@@ -70,7 +70,7 @@ def read_manifest(folder: Path) -> list[Patch]:
 
 
 def _parse(row: dict[str, str], folder: Path) -> Patch:
-    inside(folder, row["path"])
+    check_inside(folder, row["path"])
     if row["label"] not in LABELS:
         raise ValueError(f"label {row['label']!r} is not one of {', '.join(LABELS)}")
     if row["split"] not in SPLITS:
