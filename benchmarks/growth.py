@@ -5,8 +5,9 @@
 
 Draws small synthetic patches with a manifest, then measures, each in a process of its own: reading the manifest; opening the
 patches for the first time (decoding them into the cache) and again; the order of one epoch; check_data.py; and train.py from its
-start to its first step with the cache in place. With --shards the patches lie in tar files, which need no cache and whose check is
-left out. Prints seconds and the largest memory of each, and how each grew.
+start to its first step, where it decodes the held-out patches too, and once more with all caches in place. With --shards the
+patches lie in tar files, which need no cache and whose check is left out. Prints seconds and the largest memory of each, and how
+each grew.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from data.shards import is_sharded, write_shards
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = ("benign", "gleason3", "gleason4", "gleason5")
 IMAGE_SIZE = 64
-READ_AT = 128  # side in pixels that the training below reads its patches at: images of 64 are painted at 128
+# Side in pixels that the training below reads its patches at, as models.config.painted_size says; to import that here would bring
+# PyTorch into this process, whose memory Linux counts as that of the programs it starts.
+READ_AT = 128
 OPEN = f"from data.dataset import PatchDataset; d = PatchDataset(__import__('pathlib').Path({{0!r}}), {READ_AT}, 'label')"
 STAGES = {
     "read the manifest": "from data.manifest import read_manifest; read_manifest({0!r})",
@@ -98,9 +101,11 @@ def stages(folder: Path, home: Path) -> dict[str, tuple[float, int]]:
     if not is_sharded(folder):
         words = [sys.executable, "check_data.py", "--patches", str(folder), "--out", str(home / "check")]
         found["check_data.py"] = measured(words)
-    where = ["--checkpoint_dir", str(home / "checkpoints"), "--log_dir", str(home / "logs")]
-    words = [sys.executable, "train.py", "--patches", str(folder), "--image_size", str(IMAGE_SIZE), "--eval_every", "0", *where]
-    found["train.py to its first step"] = measured(words, home / "checkpoints" / "latest.pt")
+    for name in ("train.py to its first step", "the same once more"):
+        run = home / name
+        where = ["--checkpoint_dir", str(run), "--log_dir", str(run / "logs")]
+        words = [sys.executable, "train.py", "--patches", str(folder), "--image_size", str(IMAGE_SIZE), "--eval_every", "0", *where]
+        found[name] = measured(words, run / "latest.pt")
     return found
 
 
