@@ -32,7 +32,7 @@ def choose_device(name: str) -> torch.device:
 def check_speed_ups(device: torch.device, half: bool, compiled: bool) -> None:
     """Raise UserError where this machine cannot calculate in bfloat16, or not compile: before data is read, not after."""
     if half and device.type != "cuda":
-        raise UserError("--precision bfloat16 is for CUDA: the improved model gains nothing by it on CPUs; leave it out")
+        raise UserError("--precision bfloat16 is for CUDA: the improved model gains little or nothing by it on CPUs; leave it out")
     compiler = os.environ.get("CXX", "g++")
     if compiled and shutil.which(compiler) is None:
         raise UserError(f"--compile needs a C++ compiler and {compiler} is not installed; install it or leave --compile out")

@@ -179,7 +179,7 @@ def _files(group: argparse._ArgumentGroup) -> None:
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of convolutions in training; bfloat16 on CUDA alone, CPUs are slower with it; default %(default)s",
+        help="of convolutions in training; bfloat16 on CUDA alone, CPUs gain little by it or lose; default %(default)s",
     )
     group.add_argument(
         "--compile", action="store_true", help="torch.compile for the generator: minutes at each resolution, then faster steps"
