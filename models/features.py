@@ -5,7 +5,6 @@ Inception is not here on purpose: it scores the images (metrics.features), and w
 
 from __future__ import annotations
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -34,6 +33,9 @@ class Lite0(nn.Module):
 
     def __init__(self, pretrained: bool = True):
         super().__init__()
+        # It takes seconds to import, which a start without these features need not pay.
+        import timm
+
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0).eval()
         if pretrained:
             load_lite0(network)

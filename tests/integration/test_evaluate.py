@@ -13,7 +13,8 @@ import evaluate
 from common import cli
 from data.panda import read_train_csv, split_by_slide
 from metrics.copies import pixel_suspicions
-from metrics.features import INCEPTION_WEIGHTS, Extractor
+from metrics.features import Extractor
+from metrics.inception import INCEPTION_WEIGHTS
 from metrics.stationarity import LIMIT, deviations, position_maps
 from models.features import LITE0_WEIGHTS
 from tests.drawn_tissue import drawn_tissue
