@@ -98,14 +98,15 @@ def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     generator, _ = build(config)
     z = torch.randn(1, config.latent_dim)
     field = z[:, STYLE_DIM:-2].reshape(1, FIELD_CHANNELS + BEND_CHANNELS, FIELD_SIDE, FIELD_SIDE)
-    field[:, FIELD_CHANNELS:] *= 0.5  # so that nothing is fetched from beyond the canvas
+    field[:, FIELD_CHANNELS:] *= 0.5  # so that nothing is fetched from far beyond the canvas
     field = field.roll(-1, 3)
     moved = torch.cat([z[:, :STYLE_DIM], field.flatten(1), z[:, -2:]], dim=1)
     images, elsewhere = generator(z, LABELS[:1]), generator(moved, LABELS[:1])
     step = 64 // 8  # pixels of a position of the field
     assert not torch.allclose(images, elsewhere, atol=1e-2)
-    # The last column of the field came round from the other side: what it reaches is left out.
-    assert torch.allclose(images[..., step:-step], elsewhere[..., : -2 * step], atol=1e-4)
+    # The last column of the field came round from the other side: what it reaches is left out, and on the left what may have been
+    # fetched from beyond the canvas.
+    assert torch.allclose(images[..., 2 * step : -step], elsewhere[..., step : -2 * step], atol=1e-4)
 
 
 def test_every_part_of_the_latent_matters_and_the_label():
