@@ -79,9 +79,9 @@ def _from_torchscript(path: Path) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit.load is deprecated, and this file has no other form
         packed = torch.jit.load(str(path), map_location="cpu").state_dict()
-    names = list(_empty_inception().state_dict())
-    layers = [name.removesuffix(".conv.weight") for name in names if name.endswith(".conv.weight")]
-    tensors = {name: tensor for name, tensor in _empty_inception().state_dict().items() if name.startswith("fc.")}
+    empty = _Empty("empty", ["2048"], feature_extractor_weights_path=_as_stream({})).state_dict()
+    layers = [name.removesuffix(".conv.weight") for name in empty if name.endswith(".conv.weight")]
+    tensors = {name: tensor for name, tensor in empty.items() if name.startswith("fc.")}
     values = iter(packed.values())
     for layer in layers:
         weight, bias, mean, variance = (next(values) for _ in range(4))
@@ -94,10 +94,6 @@ def _from_torchscript(path: Path) -> dict[str, Tensor]:
 class _Empty(FeatureExtractorInceptionV3):
     def load_state_dict(self, *arguments, **options):
         """Load nothing: torch-fidelity's constructor always loads, and here only the names are wanted."""
-
-
-def _empty_inception() -> FeatureExtractorInceptionV3:
-    return _Empty("empty", ["2048"], feature_extractor_weights_path=_as_stream({}))
 
 
 def _as_stream(tensors: dict[str, Tensor]) -> io.BytesIO:

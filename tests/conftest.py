@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,15 @@ def _default_signals():
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def sizes(paths: Iterable[Path]) -> list[int]:
+    """Bytes of the files among ``paths`` that are still there: others move and delete them in the meantime."""
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found
 
 
 def write_pyramid(path: Path, image: np.ndarray, mpp: float | None = 0.5, compression: str = "jpeg", tile: int = TILE) -> None:

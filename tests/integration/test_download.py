@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from data import download
 from data.ledger import Ledger
 from data.panda import PROVIDERS
 from data.transfer import Line
+from tests.conftest import sizes
 from tests.kaggle_server import SECRET_KEY, SECRET_SIGNATURE, SECRET_TOKEN, Fault, KaggleServer, Options, once
 
 SCRIPT = Path(script.__file__)
@@ -343,7 +343,7 @@ def test_killed_in_the_middle_it_goes_on_elsewhere_without_loss(kaggle, files, t
     )
     arguments = command(folder, "--limit_rate", "600kB")[2:]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment(server, tmp_path), cwd=SCRIPT.parent)
-    wait_for(lambda: largest_part(folder) > 60_000, process)
+    wait_for(lambda: max(sizes(folder.rglob("*.part")), default=0) > 60_000, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in {".part", ".tiff"})
@@ -355,15 +355,6 @@ def test_killed_in_the_middle_it_goes_on_elsewhere_without_loss(kaggle, files, t
     assert_whole(folder, files)
     needed = sum(map(len, files.values())) - kept
     assert needed * 0.99 < sum(server.sent.values()) - before < needed + 2 * (1 << 16) + 2000  # the probe, the directory, headers
-
-
-def largest_part(folder):
-    """Bytes of the largest file that is on its way; one that arrives while it is looked at counts no more."""
-    sizes = [0]
-    for part in folder.rglob("*.part"):
-        with suppress(FileNotFoundError):
-            sizes.append(part.stat().st_size)
-    return max(sizes)
 
 
 def wait_for(condition, process, seconds=20):

@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from data import stream
 from data.ledger import Ledger
 from data.patches import ExtractSettings, extract
 from data.transfer import Line
+from tests.conftest import sizes
 from tests.kaggle_server import Fault, KaggleServer, Options, once
 
 ROOT = Path(script.__file__).parent
@@ -101,11 +101,7 @@ def test_streamed_patches_are_those_of_the_plain_way(streaming, files, tmp_path,
     monkeypatch.setattr(stream._Visits, "_visit", counted)
 
     def watch(request):
-        held = 0
-        for path in staging.rglob("*.tiff*"):
-            with suppress(FileNotFoundError):  # deleted since it was listed: an error in here would drop the connection
-                held += path.stat().st_size
-        most.append(held)
+        most.append(sum(sizes(staging.rglob("*.tiff*"))))  # an error in here would drop the connection
 
     server, run = streaming(watch)
     run("--max_patches", str(max_patches), room=room)

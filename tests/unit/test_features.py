@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.weights import INSTALL, PackagedWeights
-from metrics import inception as package
+from metrics import inception as inception_module
 from metrics.distances import fid, kid
 from metrics.features import Extractor, backbone, extract, inception
 from metrics.inception import INCEPTION_WEIGHTS
@@ -29,7 +29,7 @@ def noise(count, side, seed=0):
 def test_inception_equals_the_packaged_network():
     images = noise(2, 64)
     packed = torch.jit.load(INCEPTION_WEIGHTS.path(), map_location="cpu").eval()
-    resize = package.FeatureExtractorInceptionV3.forward.__globals__["interpolate_bilinear_2d_like_tensorflow1x"]
+    resize = inception_module.FeatureExtractorInceptionV3.forward.__globals__["interpolate_bilinear_2d_like_tensorflow1x"]
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         expected = packed((resize(batch, size=(299, 299), align_corners=False) - 128) / 128)
@@ -38,7 +38,7 @@ def test_inception_equals_the_packaged_network():
 
 @pytest.fixture
 def state_dict(tmp_path):
-    torch.save(package._from_torchscript(INCEPTION_WEIGHTS.path()), tmp_path / "inception.pth")
+    torch.save(inception_module._from_torchscript(INCEPTION_WEIGHTS.path()), tmp_path / "inception.pth")
     return tmp_path / "inception.pth"
 
 
@@ -74,9 +74,9 @@ def test_fid_and_kid_equal_torch_fidelity_on_the_same_folders(count, tmp_path, s
 def test_the_documented_values_of_torchmetrics():
     # torchmetrics' own examples: FID of the 64 features of the first block, KID of the 2048 as a mean over subsets of 50. They
     # build the network after seeding, which draws its first weights, and only then the images.
-    weights = package._as_stream(package._from_torchscript(INCEPTION_WEIGHTS.path()))
+    weights = inception_module._as_stream(inception_module._from_torchscript(INCEPTION_WEIGHTS.path()))
     torch.manual_seed(123)
-    network = package.FeatureExtractorInceptionV3("reference", ["64"], weights)
+    network = inception_module.FeatureExtractorInceptionV3("reference", ["64"], weights)
     first = torch.randint(0, 200, (100, 3, 299, 299), dtype=torch.uint8)
     second = torch.randint(100, 255, (100, 3, 299, 299), dtype=torch.uint8)
     with torch.inference_mode():
@@ -140,7 +140,7 @@ def test_missing_weights_name_the_command(monkeypatch, tmp_path):
     assert damaged.installed() == (importlib.util.find_spec("tests") is not None)
     with pytest.raises(UserError, match="force-reinstall"):
         damaged.path()
-    monkeypatch.setattr(package, "INCEPTION_WEIGHTS", absent)
+    monkeypatch.setattr(inception_module, "INCEPTION_WEIGHTS", absent)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def offline(*arguments, **options):
