@@ -85,7 +85,7 @@ def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
     """Everything at the size of the smaller images; the generated ones drawn or read."""
     train, held_out = train_and_held_out(args.patches)
     sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
-    made = [] if sampler else list_patches(args.images)
+    made = [] if sampler else list_patches(args.images, "run generate.py or name the generated images' folder with --images")
     names = sampler.labels if sampler else {file.label for file in made}
     condition = condition_of(names)
     size = min(sampler.image_size if sampler else side_of(args.images, made), side_of(args.patches, train))

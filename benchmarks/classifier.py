@@ -126,8 +126,6 @@ def predicted(network: nn.Module, images: np.ndarray) -> np.ndarray:
 
 def read_sets(patches: Path, generated: Path, side: int) -> Sets:
     """Images that have a label, reduced to ``side`` pixels."""
-    if not generated.is_dir():
-        raise UserError(f"no generated images at {generated}; make some with generate.py or name yours with --generated")
 
     def read(folder, files):
         files = [file for file in files if known(file.label)]
@@ -137,7 +135,8 @@ def read_sets(patches: Path, generated: Path, side: int) -> Sets:
         return image_set(images, [file.label for file in files])
 
     train, held_out = train_and_held_out(patches)
-    return read(patches, train), read(patches, held_out), read(generated, list_patches(generated))
+    made = list_patches(generated, "make some with generate.py or name yours with --generated")
+    return read(patches, train), read(patches, held_out), read(generated, made)
 
 
 def accuracy(args: argparse.Namespace, way: str, seed: int, sets: Sets, classes: np.ndarray) -> float:

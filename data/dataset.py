@@ -46,13 +46,13 @@ class PatchFile:
     split: str
 
 
-def list_patches(folder: Path) -> list[PatchFile]:
+def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yours with --patches") -> list[PatchFile]:
     """All patches of a folder: by the index of its shards, or by patches.csv, or by LABEL sub-folders, or any images in it.
 
-    Raises UserError when there is no folder or no image in it.
+    Raises UserError, which ends with ``way_out``, when there is no folder or no image in it.
     """
     if not folder.is_dir():
-        raise UserError(f"no patch folder at {folder}; run extract_patches.py or name yours with --patches")
+        raise UserError(f"no folder of images at {folder}; {way_out}")
     if shards.is_sharded(folder):
         index = shards.open_shards(folder)
         columns = (index.column(name) for name in ("label", "data_provider", "isup_grade", "split"))
@@ -65,7 +65,7 @@ def list_patches(folder: Path) -> list[PatchFile]:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         files = [_without_manifest(path.relative_to(folder)) for path in paths if not path.name.startswith(".")]
     if not files:
-        raise UserError(f"no patches in {folder}; run extract_patches.py or name another folder with --patches")
+        raise UserError(f"no images in {folder}; {way_out}")
     return files
 
 

@@ -36,7 +36,8 @@ def test_the_classifier_is_taught_in_every_way(folders):
 
 
 @pytest.mark.parametrize(
-    "what, says", [("nowhere", "or name yours with --generated"), ("empty", "no patches in"), ("loose", "no labelled images")]
+    "what, says",
+    [("nowhere", "or name yours with --generated"), ("empty", "or name yours with --generated"), ("loose", "no labelled images")],
 )
 def test_the_classifier_refuses_a_folder_without_labels(folders, tmp_path, what, says):
     folder = tmp_path / what

@@ -342,7 +342,8 @@ def test_killed_in_the_middle_it_goes_on_elsewhere_without_loss(kaggle, files, t
         f"from data import download; download.FEW_FILES = {download.FEW_FILES}; import download_panda_data as s; s.cli.run(s.main)"
     )
     arguments = command(folder, "--limit_rate", "600kB")[2:]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment(server, tmp_path), cwd=SCRIPT.parent)
+    there = environment(server, tmp_path) | {"PYTHONPATH": str(SCRIPT.parent)}
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=there, cwd=tmp_path)
     wait_for(lambda: max(sizes(folder.rglob("*.part")), default=0) > 60_000, process)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -384,7 +384,8 @@ def forget_connections():
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_bucket_that_is_not_there(there):
+def test_a_bucket_that_is_not_there(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, "HOME", tmp_path / "copies")
     nowhere = Remote("s3://no-such-bucket/patches")
     assert "no slides in s3://no-such-bucket/patches" in sentence("extract_patches", "--data_dir", nowhere)
     said = sentence("extract_patches", *command(there, "--output_dir", nowhere)[2:])
