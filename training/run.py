@@ -54,13 +54,15 @@ class Habits:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Patches the networks never train on: images (N, 3, S, S) in [-1, 1] and labels (N,), to see whether D learns by heart.
+    """Patches to judge and score against: images (N, 3, S, S) in [-1, 1] and labels (N,).
 
-    score: draws images with the function it is handed and returns their metrics, "kid" among them.
+    unseen: whether the networks never train on them, so that they tell whether D learns by heart. score: draws images with the
+    function it is handed and returns their metrics, "kid" among them.
     """
 
     images: Tensor
     labels: Tensor
+    unseen: bool
     score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float]]
 
 
@@ -268,7 +270,7 @@ class Run:
 
     def _held_out_accuracy(self) -> dict[str, float]:
         """Share of some held-out patches, others each time, that D takes for real; {} where there are none."""
-        if self.held_out is None:
+        if self.held_out is None or not self.held_out.unseen:
             return {}
         places = (self.trainer.images + torch.arange(HELD_OUT_A_LINE)) % len(self.held_out.images)
         return {"acc_held_out": self.trainer.share_judged_real(self.held_out.images[places], self.held_out.labels[places])}
@@ -295,7 +297,8 @@ class Run:
             return
         start = time.monotonic()
         scores = self.held_out.score(self.trainer.sampler().sample)
-        scores["acc_held_out"] = self.trainer.share_judged_real(self.held_out.images, self.held_out.labels)
+        if self.held_out.unseen:
+            scores["acc_held_out"] = self.trainer.share_judged_real(self.held_out.images, self.held_out.labels)
         best = scores.get("kid", math.inf) < self.trainer.best_kid
         if best:
             self.trainer.best_kid = scores["kid"]
