@@ -1,5 +1,6 @@
 """--stream: patches of more slides than the disk holds, the same as if all had been fetched first."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -143,7 +144,8 @@ def test_killed_at_any_point_it_goes_on_without_loss_or_double(streaming, files,
         lambda: (staging / "downloads.csv").exists() and ",used" in (staging / "downloads.csv").read_text(),
     )
     for condition in conditions:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        there = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, cwd=tmp_path, env=there, stdout=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while not condition() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
