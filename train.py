@@ -147,7 +147,7 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
         say("note: no held-out patches; scores during training are against the training patches")
     images = torch.stack(images)
     watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), seed, str(trainer.device))
-    return HeldOut(images, torch.tensor(labels), held_out is not dataset, watch)
+    return HeldOut(None if held_out is dataset else (images, torch.tensor(labels)), watch)
 
 
 if __name__ == "__main__":

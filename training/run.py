@@ -54,15 +54,13 @@ class Habits:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Patches to judge and score against: images (N, 3, S, S) in [-1, 1] and labels (N,).
+    """What a run is judged by.
 
-    unseen: whether the networks never train on them, so that they tell whether D learns by heart. score: draws images with the
-    function it is handed and returns their metrics, "kid" among them.
+    unseen: images (N, 3, S, S) in [-1, 1] and labels (N,) that the networks never train on, to see whether D learns by heart; None
+    where there are none. score: draws images with the function it is handed and returns their metrics, "kid" among them.
     """
 
-    images: Tensor
-    labels: Tensor
-    unseen: bool
+    unseen: tuple[Tensor, Tensor] | None
     score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float]]
 
 
@@ -270,10 +268,11 @@ class Run:
 
     def _held_out_accuracy(self) -> dict[str, float]:
         """Share of some held-out patches, others each time, that D takes for real; {} where there are none."""
-        if self.held_out is None or not self.held_out.unseen:
+        if self.held_out is None or self.held_out.unseen is None:
             return {}
-        places = (self.trainer.images + torch.arange(HELD_OUT_A_LINE)) % len(self.held_out.images)
-        return {"acc_held_out": self.trainer.share_judged_real(self.held_out.images[places], self.held_out.labels[places])}
+        images, labels = self.held_out.unseen
+        places = (self.trainer.images + torch.arange(HELD_OUT_A_LINE)) % len(images)
+        return {"acc_held_out": self.trainer.share_judged_real(images[places], labels[places])}
 
     def _as_text(self, row: dict[str, float]) -> str:
         numbers = " ".join(f"{name} {row[name]:.3f}" for name in (*STATISTICS, "acc_held_out") if name in row)
@@ -297,8 +296,8 @@ class Run:
             return
         start = time.monotonic()
         scores = self.held_out.score(self.trainer.sampler().sample)
-        if self.held_out.unseen:
-            scores["acc_held_out"] = self.trainer.share_judged_real(self.held_out.images, self.held_out.labels)
+        if self.held_out.unseen is not None:
+            scores["acc_held_out"] = self.trainer.share_judged_real(*self.held_out.unseen)
         best = scores.get("kid", math.inf) < self.trainer.best_kid
         if best:
             self.trainer.best_kid = scores["kid"]

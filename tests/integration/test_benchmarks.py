@@ -37,7 +37,11 @@ def test_the_classifier_is_taught_in_every_way(folders):
 
 @pytest.mark.parametrize(
     "what, says",
-    [("nowhere", "or name yours with --generated"), ("empty", "or name yours with --generated"), ("loose", "no labelled images")],
+    [
+        ("nowhere", "nowhere; make some with generate.py or name yours with --generated"),
+        ("empty", "empty; make some with generate.py or name yours with --generated"),
+        ("loose", "no labelled images"),
+    ],
 )
 def test_the_classifier_refuses_a_folder_without_labels(folders, tmp_path, what, says):
     folder = tmp_path / what

@@ -138,14 +138,14 @@ def test_killed_at_any_point_it_goes_on_without_loss_or_double(streaming, files,
     server, run = streaming()
     code = "from data import stream; stream.cores = lambda: 0; import download_panda_data as s; s.cli.run(s.main)"
     command = [sys.executable, "-c", code, *flags(tmp_path, room_of(files, 2)), "--max_patches", "20", "--limit_rate", "600kB"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     staging, streamed = tmp_path / "panda" / stream.FOLDER, tmp_path / "streamed"
     conditions = (
         lambda: list(streamed.rglob("*.png")),
         lambda: (staging / "downloads.csv").exists() and ",used" in (staging / "downloads.csv").read_text(),
     )
     for condition in conditions:
-        there = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, cwd=tmp_path, env=there, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while not condition() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.005)
