@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from common.errors import UserError
 from common.files import write_text
@@ -107,11 +107,17 @@ def column(run: History) -> dict[str, str]:
         "last KID (standard error)": kid_text(score),
         "best KID (standard error)": kid_text(best),
         "precision, recall": f"{share(score.get('precision'))}, {share(score.get('recall'))}",
-        "D right on real, held-out": f"{share(last.get('acc_real'))}, {share(score.get('acc_held_out'))}",
+        "D right on real, held-out": f"{recent(run, 'acc_real')}, {recent(run, 'acc_held_out')}",
         "images per second": f"{speed:.1f}" if speed else "–",
         "time per epoch": duration(epoch_images / speed) if speed and epoch_images else "–",
         "warnings": " ".join(warnings(run)) or "none",
     }
+
+
+def recent(run: History, name: str) -> str:
+    """Mean of the newest log lines, as text."""
+    numbers = values(run.window or run.lines, name)
+    return share(mean(numbers) if numbers else None)
 
 
 def kid_text(row: dict) -> str:

@@ -22,7 +22,7 @@ GRID_BYTES = 220_000  # a grid at most: 24 of them and the real one stay below 7
 GRID_QUALITIES = ((1040, 85), (1040, 70), (900, 55), (700, 45), (500, 40), (350, 30))  # (longest side in pixels, JPEG quality)
 POINTS = 400  # of a curve at most; what is denser is averaged
 LOSSES = {"loss_d": "discriminator", "loss_g": "generator"}
-ACCURACIES = {"acc_real": "on training patches", "acc_fake": "on generated patches"}
+ACCURACIES = {"acc_real": "on training patches", "acc_fake": "on generated patches", "acc_held_out": "on held-out patches"}
 INK, COLOURS = "#5a6478", ("#1f77b4", "#d95f02", "#6a3d9a")
 
 _TEMPLATE = """{% extends "page.html" %}
@@ -72,8 +72,7 @@ document.querySelector(".control").hidden = figures.length < 2;
 {% else %}<p class="soft">No log line yet.</p>{% endfor %}
 </div></section>
 {% if scores %}
-<section><h2>Evaluations</h2><table><tr><th>epoch</th><th>KID (standard error)</th><th>precision</th><th>recall</th>
-<th>D right on held-out</th></tr>
+<section><h2>Evaluations</h2><table><tr><th>epoch</th><th>KID (standard error)</th><th>precision</th><th>recall</th></tr>
 {% for row in scores %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></section>
 {% endif %}
 <section><h2>Configuration</h2><table>
@@ -150,7 +149,7 @@ def score_cells(row: dict) -> list[str]:
     """An evaluation as cells of a table; a dash for what was not measured."""
     kid = f"{row['kid']:.4f}" if finite(row.get("kid")) else "–"
     error = f" ({row['kid_se']:.4f})" if finite(row.get("kid_se")) else ""
-    shares = [f"{row[name]:.2f}" if finite(row.get(name)) else "–" for name in ("precision", "recall", "acc_held_out")]
+    shares = [f"{row[name]:.2f}" if finite(row.get(name)) else "–" for name in ("precision", "recall")]
     return [f"{row['epoch']:.0f}", kid + error, *shares]
 
 
@@ -210,10 +209,9 @@ def curves(runs: dict[str, History]) -> list[tuple[str, object]]:
         dash = ("-", "--")[number]
         for axes, names in ((losses, LOSSES), (accuracy, ACCURACIES)):
             for colour, (key, label) in zip(COLOURS, names.items(), strict=False):
-                axes.plot(*thinned(run.lines, key), dash, color=colour, linewidth=1.2, label=f"{name} {label}".strip())
-        held_out = thinned(run.scores, "acc_held_out")
-        if held_out[0]:
-            accuracy.plot(*held_out, dash, color=COLOURS[2], marker="o", markersize=4, label=f"{name} on held-out patches".strip())
+                epochs, shown = thinned(run.lines, key)
+                if epochs:
+                    axes.plot(epochs, shown, dash, color=colour, linewidth=1.2, label=f"{name} {label}".strip())
     accuracy.set_ylim(0, 1.02)
     found = [("Losses", losses), ("Accuracy of the discriminator", accuracy)]
     if any(run.kids for run in runs.values()):

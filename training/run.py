@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -291,14 +290,14 @@ class Run:
         self.log.picture(f"epoch_{round(trainer.epoch):04d}.png", picture, trainer.images)
 
     def score(self) -> None:
-        """KID and the like of the averaged generator, D's verdict on held-out patches; the best so far is kept as best.pt."""
+        """KID and the like of the averaged generator; the best so far is kept as best.pt."""
         if self.held_out is None:
             return
         start = time.monotonic()
         scores = self.held_out.score(self.trainer.sampler().sample)
-        if self.held_out.unseen is not None:
-            scores["acc_held_out"] = self.trainer.share_judged_real(*self.held_out.unseen)
-        best = scores.get("kid", math.inf) < self.trainer.best_kid
+        if not scores:
+            return  # no weights to score by, as the function has said
+        best = scores["kid"] < self.trainer.best_kid
         if best:
             self.trainer.best_kid = scores["kid"]
             state = self.trainer.state()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, stdev
 
 from common.weights import INSTALL
 
 WAIT_LIMIT = 0.05  # of the time; below it a faster loader is not felt
 WINNING = 0.9  # D right on this share of both kinds: its gradient is saturating
 WINNING_RISE = 1.05  # of loss_g within the window; a strong D alone is no fault, one that G cannot follow is
-BY_HEART = 0.15  # acc_real - acc_held_out; five standard errors of a share measured on 512 patches, and room for other slides
+BY_HEART = 0.15  # acc_real - acc_held_out, with room for other slides; known only where its standard error is at most half of it
 COLLAPSED = 0.4  # diversity beside real batches; good runs stay above 0.6
 LINES = 10  # log lines, at least, that a mean needs to be steadier than the limits
 SCORES = 3  # evaluations without a new best before "not improving" is said
@@ -62,7 +62,7 @@ def values(rows: list[dict], name: str) -> list[float]:
 def history(rows: list[dict]) -> History:
     """Sort the rows of metrics.jsonl into log lines and evaluations."""
     lines = [row for row in rows if "loss_d" in row]
-    return History(lines, [row for row in rows if "loss_d" not in row and ("acc_held_out" in row or "kid" in row)])
+    return History(lines, [row for row in rows if "loss_d" not in row and "kid" in row])
 
 
 # -- warnings
@@ -113,16 +113,13 @@ def discriminator_wins(run: History) -> str:
 
 
 def overfit_gap(run: History) -> float | None:
-    """acc_real - acc_held_out, the mean of the last evaluations; None where nothing was measured.
+    """acc_real - acc_held_out, the mean of the recent log lines; None where too few of them have both.
 
-    acc_real is the mean of the log lines between an evaluation and the one before it.
+    Of many lines, because D swings: a DCGAN's takes all of the held-out patches for real at one moment and none a minute later.
     """
-    gaps, since = [], 0
-    for row in (row for row in run.scores if finite(row.get("acc_held_out"))):
-        real = values([line for line in run.lines if since < line["images"] <= row["images"]], "acc_real")
-        gaps += [mean(real) - row["acc_held_out"]] if real else []
-        since = row["images"]
-    return mean(gaps[-SCORES:]) if gaps else None
+    both = [line for line in run.window if finite(line.get("acc_real")) and finite(line.get("acc_held_out"))]
+    gaps = [line["acc_real"] - line["acc_held_out"] for line in both]
+    return mean(gaps) if len(gaps) >= LINES and 2 * stdev(gaps) <= BY_HEART * math.sqrt(len(gaps)) else None
 
 
 def learns_by_heart(run: History) -> str:
@@ -193,7 +190,7 @@ def advise(run: History) -> Advice:
 def _when_flat(flat: str, gap: float | None) -> Advice:
     if gap is None:
         return Advice(
-            UNKNOWN, [flat, "Whether more data would help is unknown: D's accuracy on held-out patches was not recorded."]
+            UNKNOWN, [flat, "Whether more data would help is unknown: too few log lines have D's accuracy on held-out patches."]
         )
     points = f"{100 * gap:.0f} points"
     if gap >= BY_HEART:

@@ -37,22 +37,22 @@ def lines(count=30, **numbers):
     return rows
 
 
-def scores(*kids, error=0.01, held_out=0.78):
+def scores(*kids, error=0.01):
     """Evaluations every five epochs of ``lines``."""
     places = range(5, 5 * len(kids) + 1, 5)
     rows = zip(places, kids, strict=True)
-    return [{"images": 100 * n, "epoch": float(n), "kid": kid, "kid_se": error, "acc_held_out": held_out} for n, kid in rows]
+    return [{"images": 100 * n, "epoch": float(n), "kid": kid, "kid_se": error} for n, kid in rows]
 
 
 def run_of(*kids, error=0.01, held_out=0.78, **numbers):
-    return History(lines(**numbers), scores(*kids, error=error, held_out=held_out))
+    return History(lines(acc_held_out=held_out, **numbers), scores(*kids, error=error))
 
 
 FALLING, FLAT = (0.5, 0.4, 0.3, 0.2), (0.201, 0.2, 0.202, 0.2, 0.199)
 
 
 def test_rows_are_sorted_into_lines_and_evaluations():
-    run = history([*lines(2, acc_held_out=0.7), *scores(0.5), {"images": 1, "epoch": 0.0}])
+    run = history([*lines(2), *scores(0.5), {"images": 1, "epoch": 0.0, "acc_held_out": 0.7}])
     assert len(run.lines) == 2 and len(run.scores) == 1
 
 
@@ -64,7 +64,7 @@ def test_a_healthy_run_raises_nothing():
 @pytest.mark.parametrize(
     "run, words",
     [
-        (run_of(acc_real=0.97, acc_fake=0.98, loss_g=lambda place: 3 + 5 * place), "discriminator is winning"),
+        (run_of(held_out=0.95, acc_real=0.97, acc_fake=0.98, loss_g=lambda place: 3 + 5 * place), "discriminator is winning"),
         (run_of(0.5, 0.4, held_out=0.6), "by heart"),
         (run_of(0.4, 0.2, 0.21, 0.22, 0.21), "KID has not improved over the last 3"),
         (run_of(wait=0.2), "20% of the time"),
@@ -80,8 +80,8 @@ def test_each_fault_is_named_and_alone(run, words):
 @pytest.mark.parametrize(
     "run",
     [
-        run_of(acc_real=0.97, acc_fake=0.98),  # strong, and the generator keeps up
-        run_of(acc_real=0.97, acc_fake=0.6, loss_g=lambda place: 3 + 5 * place),
+        run_of(held_out=0.95, acc_real=0.97, acc_fake=0.98),  # strong, and the generator keeps up
+        run_of(held_out=0.95, acc_real=0.97, acc_fake=0.6, loss_g=lambda place: 3 + 5 * place),
         run_of(0.5, 0.4, held_out=0.66),
         run_of(0.4, 0.3, 0.21, 0.22, 0.2),  # the newest is the best
         run_of(0.2, 0.3, 0.3),  # too few to say
@@ -92,10 +92,13 @@ def test_what_is_no_fault_is_not_named(run):
     assert warnings(run) == []
 
 
-def test_the_gap_compares_an_evaluation_with_the_lines_just_before_it():
-    run = History(lines(10, acc_real=lambda place: 0.5 if place < 0.5 else 0.9), scores(0.5, 0.4, held_out=0.5))
-    assert verdict.overfit_gap(run) == pytest.approx(0.2)  # the mean of 0.0 and 0.4
-    assert verdict.overfit_gap(History(lines(), [])) is None
+def test_the_gap_to_held_out_patches_is_that_of_the_recent_lines_and_unknown_while_they_swing_too_far():
+    old, new = lines(10, acc_held_out=0.8), lines(10, acc_held_out=0.5)
+    assert verdict.overfit_gap(History(old + new, [])) == pytest.approx(0.3)
+    assert verdict.overfit_gap(History(new[:9], [])) is None and verdict.overfit_gap(History(lines(), [])) is None
+    swings = [line | {"acc_held_out": 0.1 + 0.8 * (place % 2)} for place, line in enumerate(lines(100))]
+    assert verdict.overfit_gap(History(swings[:10], [])) is None  # 0.3 with an error of 0.13
+    assert verdict.overfit_gap(History(swings * 10, [])) == pytest.approx(0.3)  # 0.04
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_the_gap_compares_an_evaluation_with_the_lines_just_before_it():
         (run_of(*FLAT), verdict.SWITCH, "changed by -0.0010"),
         (run_of(*FLAT, held_out=0.79), verdict.SWITCH, "not short of data"),
         (run_of(*FLAT, held_out=0.5), verdict.MORE_DATA, "run out of data"),
-        (run_of(*FLAT, held_out=None), verdict.UNKNOWN, "was not recorded"),
+        (run_of(*FLAT, held_out=None), verdict.UNKNOWN, "too few log lines"),
         (run_of(0.1, 0.15, 0.2, 0.3), verdict.SWITCH, "KID rose by 0.2000"),
     ],
 )
@@ -125,7 +128,7 @@ def test_a_fall_within_its_error_is_flat():
 
 def test_two_runs_are_ranked_only_where_the_numbers_rank_them():
     names, good, bad = ("A", "B"), run_of(*FALLING), run_of(*FLAT[:3], 0.4, 0.4)
-    worse = History(bad.lines, scores(0.6, 0.61, 0.6, 0.6, held_out=0.5))
+    worse = History(bad.lines, scores(0.6, 0.61, 0.6, 0.6))
     assert compare(names, (good, worse)).action == "A: train on"
     assert compare(names, (worse, good)).action == "B: train on"
     level = compare(names, (run_of(*FLAT), run_of(*FLAT)))
