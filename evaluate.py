@@ -25,7 +25,7 @@ from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
 from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
-from data.holdout import slide_of, train_and_held_out
+from data.holdout import TRAINED_ON, slide_of, train_and_held_out
 from metrics.copies import SIDE, Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import backbone, inception
@@ -81,11 +81,10 @@ def side_of(folder: Path, files: list[PatchFile]) -> int:
         raise UserError(f"{folder / files[0].path} is not a readable image ({error}); remove it") from error
 
 
-def load_sets(args: argparse.Namespace, device: torch.device) -> Sets:
+def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made: list[PatchFile], device: torch.device) -> Sets:
     """Everything at the size of the smaller images; the generated ones drawn or read."""
-    train, held_out = train_and_held_out(args.patches)
+    train, held_out = real
     sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
-    made = [] if sampler else list_patches(args.images, "run generate.py or name the generated images' folder with --images")
     names = sampler.labels if sampler else {file.label for file in made}
     condition = condition_of(names)
     size = min(sampler.image_size if sampler else side_of(args.images, made), side_of(args.patches, train))
@@ -112,7 +111,9 @@ def main() -> int:
         return compare_runs(*args.compare, args.out)
     args.patches = at_hand(args.patches)
     together, device = processes.join(choose_device(args.device))
-    networks, notes = Networks(inception(args.weights, device)), []
+    train, held_out = real = train_and_held_out(args.patches)
+    made = list_patches(args.images, "run generate.py or name the generated images' folder with --images") if args.images else []
+    networks, notes = Networks(inception(args.weights, device)), [TRAINED_ON] if held_out[0].split == "train" else []
     if LITE0_WEIGHTS.installed():
         lite0 = Lite0().to(device, memory_format=torch.channels_last)
         digest = LITE0_WEIGHTS.digest
@@ -120,7 +121,7 @@ def main() -> int:
         networks = Networks(networks.standard, second, backbone("efficientnet-lite0-local", digest, lite0.local, device, 64))
     else:
         notes.append(f"No second feature space, and copies were sought by pixels alone: run {INSTALL}")
-    sets = load_sets(args, device)
+    sets = load_sets(args, real, made, device)
     cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
     sections = assess(sets, networks.shared(together.run, together.world), args.seed, args.skip, cache)
     processes.leave(together)
@@ -131,7 +132,7 @@ def main() -> int:
         "real": args.patches,
         "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
         "number generated": len(sets.fake),
-        "number of training patches": f"{len(sets.train)} of {len(sets.gallery.names)} (copies: all)",
+        "number of training patches": f"{len(sets.train)} of {len(train)} (copies: all)",
         "number of held-out patches": len(sets.held_out),
         "resize filter": "area averaging where images are larger; 299 x 299 for Inception by TensorFlow 1's bilinear filter",
         "seed": args.seed,
@@ -140,7 +141,7 @@ def main() -> int:
     }
     write_report(args.out, "How good are these images?", {name: str(value) for name, value in settings.items()}, notes, sections)
     found = [finding.text for section in sections for finding in section.findings]
-    say("\n".join(["found: " + text for text in found] or ["no fault found"]))
+    say("\n".join(["note: " + text for text in notes] + (["found: " + text for text in found] or ["no fault found"])))
     say(f"report: {args.out / 'report.html'}")
     return 0
 

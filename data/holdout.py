@@ -1,4 +1,4 @@
-"""Which patches to keep out of sight: real tissue of slides that nothing was trained on."""
+"""Which patches to judge by: real tissue of other slides than those to train on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from data.panda import SlideRecord, split_by_slide
 
 SHARE = 0.2
 MIN_PATCHES = 20
+TRAINED_ON = (
+    "The patches have no split, so train.py trains on all of them: the held-out patches here are a fifth of the slides that "
+    "networks have seen as well. Comparisons with them flatter, and copies of that fifth are not sought. A patches.csv with a "
+    "split mends it."
+)
 
 
 def slide_of(file: PatchFile) -> str:
@@ -22,6 +27,7 @@ def slide_of(file: PatchFile) -> str:
 def train_and_held_out(folder: Path) -> tuple[list[PatchFile], list[PatchFile]]:
     """Training and held-out patches: by the manifest, or a fifth of the slides (by a hash of their names) where it has no split.
 
+    These were trained on as well, see TRAINED_ON; their ``split`` still says "train".
     Raises UserError when either side has fewer than MIN_PATCHES.
     """
     files = list_patches(folder)

@@ -20,7 +20,7 @@ _CUT_FIELDS = [item.name for item in fields(Cut)]
 @dataclass
 class Known:
     """What the journal says about one slide. fingerprint: of slide and mask when it was scanned. drawn: the overlay's digest.
-    places: every (x, y) that was ever a candidate, so that files of ours are recognised as such."""
+    places: every (x, y) that was ever a candidate, so that files of ours are recognised as such. side: of the split, or ""."""
 
     fingerprint: list = field(default_factory=list)
     scan: Scan | None = None
@@ -29,6 +29,7 @@ class Known:
     rejected: dict[str, int] = field(default_factory=dict)
     drawn: str = ""
     places: set[tuple[int, int]] = field(default_factory=set)
+    side: str = ""
 
 
 class Journal:
@@ -53,10 +54,10 @@ class Journal:
         """What is known about a slide; an empty entry for a new one."""
         return self.slides.setdefault(slide_id, Known())
 
-    def record_scan(self, slide_id: str, fingerprint: list, scan: Scan) -> None:
-        """Remember a scan; what was cut from an earlier one no longer counts."""
+    def record_scan(self, slide_id: str, fingerprint: list, scan: Scan, side: str) -> None:
+        """Remember a scan and the slide's side of the split; what was cut from an earlier one no longer counts."""
         candidates = [[item.x, item.y, item.tissue, item.label] for item in scan.candidates]
-        entry = {"fingerprint": fingerprint, "candidates": candidates, "cause": scan.cause, "rejected": scan.rejected}
+        entry = {"fingerprint": fingerprint, "candidates": candidates, "cause": scan.cause, "rejected": scan.rejected, "side": side}
         self._append({"scan": slide_id, **entry})
 
     def record_cuts(self, slide_id: str, cuts: list[Cut], next_index: int, rejected: dict[str, int]) -> None:
@@ -97,7 +98,7 @@ class Journal:
             candidates = [Candidate(*item) for item in entry["candidates"]]
             known = self.known(entry["scan"])
             known.fingerprint, known.scan = entry["fingerprint"], Scan(candidates, entry["cause"], entry["rejected"])
-            known.cuts, known.next_index, known.rejected, known.drawn = [], 0, {}, ""
+            known.cuts, known.next_index, known.rejected, known.drawn, known.side = [], 0, {}, "", entry.get("side", "")
             known.places |= {(item.x, item.y) for item in candidates}
         elif "cut" in entry:
             cuts = [Cut(*row) for row in entry["rows"]]

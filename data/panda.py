@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,15 +142,18 @@ def label_from_mask(mask: np.ndarray, provider: str, gleason_score: str) -> str:
     return f"gleason{pattern}" if pattern and enough else "unlabelled"
 
 
-def split_by_slide(records: Iterable[SlideRecord], test_share: float = 0.15) -> dict[str, str]:
+def split_by_slide(
+    records: Iterable[SlideRecord], test_share: float = 0.15, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """slide_id -> "train" or "test", so that no slide is on both sides, stratified by provider and grade.
 
     ``test_share`` of all slides (rounded, at least one of four) are held out. Each stratum gives its share rounded down; the rest
     comes from the strata and grades that lost most by rounding, so that few slides are split well too. Within a stratum the slides
-    stand in the order of a hash of their ids, which depends on nothing else.
+    stand in the order of a hash of their ids, which depends on nothing else. ``known``: slides that have a side already, which they
+    keep, since a network may have been trained on them.
     """
-    strata = defaultdict(list)
-    for record in set(records):
+    known, strata = known or {}, defaultdict(list)
+    for record in sorted(set(records), key=repr):
         strata[record.data_provider, record.isup_grade].append(record.slide_id)
     total = sum(map(len, strata.values()))
     exact = {key: len(ids) * test_share for key, ids in strata.items()}
@@ -159,8 +162,10 @@ def split_by_slide(records: Iterable[SlideRecord], test_share: float = 0.15) -> 
         quota[_most_short(exact, quota)] += 1
     split = {}
     for key, ids in strata.items():
-        ids.sort(key=lambda slide_id: hashlib.sha256(slide_id.encode()).digest())
-        split.update({slide_id: "test" if rank < quota[key] else "train" for rank, slide_id in enumerate(ids)})
+        new = sorted((name for name in ids if name not in known), key=lambda name: hashlib.sha256(name.encode()).digest())
+        wanted = quota[key] - sum(known.get(name) == "test" for name in ids)
+        split.update({name: "test" if rank < wanted else "train" for rank, name in enumerate(new)})
+        split.update({name: known[name] for name in ids if name in known})
     return split
 
 

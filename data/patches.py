@@ -32,6 +32,7 @@ from data.cutting import Cut, Cutting, Failure, Job, Scan, file_stem, fingerprin
 from data.journal import Journal, Known
 from data.manifest import Patch
 from data.panda import KNOWN_BAD, LABELS, SlideRecord, read_train_csv, split_by_slide
+from data.quarantine import set_aside_before
 from data.slides import slide_files, slides_among
 from data.staging import FAILED_NAME, SETTINGS_NAME, Output
 from data.workers import WorkerDied, run_jobs, run_on_cluster
@@ -90,8 +91,10 @@ def extract(settings: ExtractSettings) -> ExtractResult:
     with contextlib.ExitStack() as stack:
         stack.callback(sweep)  # workers that were ended leave their slide behind
         output = stack.enter_context(Output(settings.output_dir))
+        check_folder(settings, output)
+        journal = stack.enter_context(Journal(output.here))
         claim_folder(settings, output)
-        run = Run(settings, jobs, stack.enter_context(Journal(output.here)), result, output)
+        run = Run(settings, jobs, journal, result, output)
         run.reconcile()
         run.scan()
         run.cut()
@@ -179,8 +182,8 @@ def _fixed(settings: ExtractSettings) -> dict:
     return {name: values[name] for name in values if name not in {"output_dir", "workers", "max_patches", "scheduler"}}
 
 
-def claim_folder(settings: ExtractSettings, output: Output) -> None:
-    """Make the output folder and write its extract.json, or check that it was made with the same settings."""
+def check_folder(settings: ExtractSettings, output: Output) -> None:
+    """Make the output folder, or check that it was made with the same settings. Raises UserError where it cannot be used."""
     folder, path = settings.output_dir, output.here / SETTINGS_NAME
     try:
         output.here.mkdir(parents=True, exist_ok=True)
@@ -188,19 +191,23 @@ def claim_folder(settings: ExtractSettings, output: Output) -> None:
             _check_same(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
         elif {manifest.NAME, *LABELS} & {name.split("/")[0] for name in files_in(folder, below=True)}:
             raise UserError(f"{folder} holds patches but no {SETTINGS_NAME}; use another --output_dir")
-        write_text(
-            path,
-            json.dumps({"settings": _fixed(settings) | {"max_patches": settings.max_patches}, "versions": _versions()}, indent=2),
-        )
-        output.publish()
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder / SETTINGS_NAME} is damaged ({error}); use another --output_dir") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be used as --output_dir ({error.strerror}); name a folder that can be written") from error
 
 
+def claim_folder(settings: ExtractSettings, output: Output) -> None:
+    """Write extract.json, once the journal is locked: a run that is refused must leave no settings behind."""
+    found = {"settings": _fixed(settings) | {"max_patches": settings.max_patches}, "versions": _versions()}
+    write_text(output.here / SETTINGS_NAME, json.dumps(found, indent=2))
+    output.publish()
+
+
 def _check_same(before: dict, settings: ExtractSettings) -> None:
     different = [name for name, value in _fixed(settings).items() if before[name] != value]
+    if "data_dir" in different and isinstance(settings.data_dir, Path) and not Path(before["data_dir"]).exists():
+        different.remove("data_dir")  # the slides were moved; the journal knows those that are not the same
     if settings.max_patches < int(before["max_patches"]):
         different.append("max_patches")  # more can be added later, fewer would mean to delete
     if different:
@@ -228,23 +235,49 @@ class Run:
 
     def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult, output: Output):
         self.settings, self.jobs, self.journal, self.result, self.output = settings, jobs, journal, result, output
-        self.splits = split_by_slide([job.record for job in jobs.values()])
+        sides = {slide_id: known.side for slide_id, known in journal.slides.items() if known.side}
+        self.splits = split_by_slide([job.record for job in jobs.values()], known=sides)
+        self.aside = set_aside_before(settings.output_dir) if isinstance(settings.output_dir, Path) else set()
         self.start_sharing()
         self.failed: dict[str, Failure] = {}
 
     def reconcile(self) -> None:
-        """Forget what changed or vanished since the journal was written, then remove our files that no row will name."""
+        """Forget what changed or vanished since the journal was written, then remove our files that no row will name.
+
+        Raises UserError, and removes nothing, where slides that gave patches are no longer among the slides.
+        """
+        self._check_all_there()
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
             if known.scan and known.fingerprint != _fingerprints(job) and fingerprint(job.path):
                 known.scan, known.cuts, known.next_index = None, [], 0
         present = {name for name, file in self.output.pictures().items() if size_of(file)}
         for slide_id, known in self.journal.slides.items():
-            if any(self._path(slide_id, item) not in present for item in known.cuts):
+            kept = [item for item in known.cuts if (path := self._path(slide_id, item)) in present or path not in self.aside]
+            if any(self._path(slide_id, item) not in present for item in kept):
                 known.cuts, known.next_index, known.rejected = [], 0, {}
+            elif len(kept) < len(known.cuts):
+                self._give_up(slide_id, kept)
         if present:
             self._write_manifest()
             self._remove_strays()
+
+    def _check_all_there(self) -> None:
+        gone = {
+            slide_id: len(known.cuts) for slide_id, known in self.journal.slides.items() if known.cuts and slide_id not in self.jobs
+        }
+        if gone:
+            raise UserError(
+                f"{len(gone)} slide(s) that gave {sum(gone.values())} patches of {self.settings.output_dir} are no longer among "
+                f"the slides (the first is {min(gone)}), and the patches would go with them; bring them back, choose them again, "
+                "or use another --output_dir"
+            )
+
+    def _give_up(self, slide_id: str, kept: list[Cut]) -> None:
+        """Go on without patches that check_data.py set aside: the slide's next places take their turn."""
+        known = self.journal.known(slide_id)
+        rejected = Counter(known.rejected) + Counter({"set aside by check_data.py": len(known.cuts) - len(kept)})
+        self.journal.record_cuts(slide_id, kept, known.next_index, dict(rejected))
 
     def scan(self, among: Iterable[str] | None = None) -> None:
         """Scan the slides that are new or changed, of all or ``among`` some."""
@@ -254,7 +287,8 @@ class Run:
             say(f"scanning {len(todo)} of {len(self.jobs)} slides for tissue")
         for job, outcome in self._work(staging.scan, todo, "scan"):
             if isinstance(outcome, Scan):
-                self.journal.record_scan(job.record.slide_id, _fingerprints(job), outcome)
+                slide_id = job.record.slide_id
+                self.journal.record_scan(slide_id, _fingerprints(job), outcome, self.splits[slide_id])
                 if self.output.due():
                     self.output.publish()
 
@@ -369,6 +403,9 @@ class Run:
         if outcome.drawn:
             self.journal.record_overlay(slide_id, _digest(known.cuts))
         self.result.made += len(outcome.cuts)
+        kept = [item for item in known.cuts if self._path(slide_id, item) not in self.aside or item not in outcome.cuts]
+        if len(kept) < len(known.cuts):
+            self._give_up(slide_id, kept)
         if self.output.due():
             self._write_manifest()
 

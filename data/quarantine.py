@@ -40,6 +40,12 @@ def quarantine_folder(folder: Path) -> Path:
     return folder.with_name(folder.name + QUARANTINE_SUFFIX)
 
 
+def set_aside_before(folder: Path) -> set[str]:
+    """Paths of the patches of ``folder`` that were moved aside. Raises UserError when their list is damaged."""
+    path = quarantine_folder(folder) / REASONS
+    return {entry.path for entry in _read(path) if entry.moved_to} if path.exists() else set()
+
+
 def is_pending(folder: Path) -> bool:
     """Whether an earlier run was interrupted while it set patches of ``folder`` aside."""
     return (quarantine_folder(folder) / PENDING).exists()

@@ -22,7 +22,7 @@ from data.download import Downloader, Plan, free_disk, in_batches
 from data.journal import Journal
 from data.kaggle import Kaggle
 from data.panda import KNOWN_BAD, SlideRecord
-from data.patches import ExtractResult, ExtractSettings, Run, claim_folder, make_job
+from data.patches import ExtractResult, ExtractSettings, Run, check_folder, claim_folder, make_job
 from data.reporting import Progress, gigabytes
 from data.staging import FAILED_NAME, Output
 from data.subset import image_name, mask_name
@@ -103,8 +103,9 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     if largest > max_disk:
         raise UserError(f"--max_disk is smaller than the largest slide with its mask ({gigabytes(largest)}); give more")
     output = Output(settings.output_dir)
-    claim_folder(settings, output)
+    check_folder(settings, output)
     with Journal(settings.output_dir) as journal:
+        claim_folder(settings, output)
         run = Run(settings, _jobs(settings, plan.slides, slides), journal, result, output)
         run.reconcile()
         visits = _Visits(downloader, run, Room(int(max_disk), downloader.line), progress)

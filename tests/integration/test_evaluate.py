@@ -1,6 +1,7 @@
 """evaluate.py from the command line: what it names, what it writes, what it says to bad input."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import evaluate
 from common import cli
+from data.manifest import Patch, write_manifest
 from data.panda import read_train_csv, split_by_slide
 from metrics.copies import pixel_suspicions
 from metrics.features import Extractor
@@ -70,7 +72,7 @@ def test_the_whole_evaluation(folders, quick_networks, monkeypatch, tmp_path, ca
     record = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert "copies" in {finding["test"] for finding in record["findings"]}
     assert record["settings"]["compared at"] == "32 x 32 pixels"
-    assert "pixels alone" in record["notes"][0]
+    assert "pixels alone" in record["notes"][-1]
     parts = {"distances", "diversity", "copies", "stationarity", "artefacts", "grades", "utility"}
     assert parts <= set(record)
     page = (tmp_path / "a" / "report.html").read_text()
@@ -107,6 +109,36 @@ def test_bad_input_gets_one_sentence(arguments, code, sentence, folders, quick_n
     assert run(monkeypatch, *(part.format(root=folders) for part in arguments)) == code
     error = capsys.readouterr().err
     assert sentence in error and "Traceback" not in error
+
+
+def test_it_says_when_the_patches_to_judge_by_were_trained_on(folders, quick_networks, monkeypatch, tmp_path, capsys):
+    few = ("--skip", "diversity", "copies", "artefacts", "grades", "utility", "--cache", tmp_path)
+    run(monkeypatch, "--images", folders / "made", "--patches", folders / "real", "--out", tmp_path / "none", *few)
+    assert "note: The patches have no split" in capsys.readouterr().out
+    assert "The patches have no split" in (tmp_path / "none/report.html").read_text()
+    split = shutil.copytree(folders / "real", tmp_path / "real")
+    rows = [
+        Patch(
+            path.relative_to(split).as_posix(),
+            path.stem.split("_")[0],
+            "",
+            None,
+            "",
+            path.parent.name,
+            0,
+            0,
+            0,
+            None,
+            1.0,
+            1.0,
+            side,
+        )
+        for path in sorted(split.rglob("*.png"))
+        for side in ["test" if path.stem < "slide12" else "train"]
+    ]
+    write_manifest(split, rows)
+    run(monkeypatch, "--images", folders / "made", "--patches", split, "--out", tmp_path / "some", *few)
+    assert "no split" not in capsys.readouterr().out + (tmp_path / "some/report.html").read_text()
 
 
 def test_an_unreadable_image_is_named(folders, quick_networks, monkeypatch, tmp_path, capsys):

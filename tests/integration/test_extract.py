@@ -23,6 +23,7 @@ from common.errors import UserError
 from data.journal import NAME as JOURNAL
 from data.manifest import read_manifest
 from data.patches import ExtractSettings, extract, overlay_folder
+from data.quarantine import set_aside
 from tests.conftest import draw_slide, write_panda_folder, write_pyramid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +178,66 @@ def test_more_patches_extend_a_folder_to_what_a_fresh_run_gives(settings, tmp_pa
     fresh = replace(settings, max_patches=33, output_dir=tmp_path / "fresh")
     extract(fresh)
     assert contents(settings.output_dir) == contents(fresh.output_dir)
+
+
+def test_patches_are_not_removed_because_their_slide_is_absent(settings, tmp_path):
+    extract(settings)
+    before = contents(settings.output_dir)
+    slide = settings.data_dir / "train_images" / "aaa1.tiff"
+    slide.rename(tmp_path / "aaa1.tiff")
+    with pytest.raises(UserError, match=r"1 slide\(s\) that gave \d+ patches .* no longer among the slides \(the first is aaa1\)"):
+        extract(settings)
+    assert contents(settings.output_dir) == before
+    (tmp_path / "aaa1.tiff").rename(slide)
+    extract(settings)
+    assert contents(settings.output_dir) == before
+
+
+def test_patches_that_were_set_aside_stay_away_and_others_take_their_place(settings):
+    settings = replace(settings, max_patches=20)
+    extract(settings)
+    first, second, *_ = sorted(settings.output_dir.rglob("*.png"))
+    aside = first.relative_to(settings.output_dir).as_posix()
+    set_aside(settings.output_dir, {aside: "a copy"})
+    again = extract(settings)
+    assert len(again.patches) == 20 and again.made == 1 and again.rejected["set aside by check_data.py"] == 1
+    assert not first.exists() and aside not in {patch.path for patch in again.patches}
+    for path in settings.output_dir.rglob(f"{second.stem.rsplit('_', 2)[0]}_*.png"):
+        path.unlink()  # so that the slide is cut anew, past the place that was set aside
+    third = extract(settings)
+    assert {patch.path for patch in third.patches} == {patch.path for patch in again.patches} and not first.exists()
+
+
+def test_slides_that_arrive_later_move_no_other_to_the_other_side(settings, tmp_path):
+    later = [path for path in (settings.data_dir / "train_images").iterdir() if path.stem > "b"]
+    for path in later:
+        path.rename(tmp_path / path.name)
+    before = {patch.slide_id: patch.split for patch in extract(replace(settings, max_patches=10)).patches}
+    for path in later:
+        (tmp_path / path.name).rename(path)
+    after = {patch.slide_id: patch.split for patch in extract(replace(settings, max_patches=60)).patches}
+    assert before and before.items() < after.items() and set(after.values()) == {"train", "test"}
+
+
+def test_a_refused_run_leaves_the_settings_of_the_running_one(settings):
+    fcntl = pytest.importorskip("fcntl")
+    extract(replace(settings, max_patches=10))
+    before = contents(settings.output_dir)
+    with open(settings.output_dir / JOURNAL, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another extraction is running"):
+            extract(replace(settings, max_patches=20))
+    assert contents(settings.output_dir) == before
+
+
+def test_slides_that_were_moved_as_a_whole_are_gone_on_with(settings, tmp_path):
+    before = [patch.path for patch in extract(settings).patches]
+    again = replace(settings, data_dir=settings.data_dir.rename(tmp_path / "elsewhere"))
+    result = extract(again)
+    assert [patch.path for patch in result.patches] == before and result.made == 0
+    other = replace(again, data_dir=shutil.copytree(again.data_dir, tmp_path / "copy"))
+    with pytest.raises(UserError, match="was made with data_dir .*elsewhere"):
+        extract(other)
 
 
 def test_a_slide_that_changed_is_extracted_anew(settings, tmp_path):

@@ -134,6 +134,16 @@ def test_split_is_stratified_and_depends_on_nothing_but_the_ids():
     assert sum(record.isup_grade == 5 for record in held_out) == 0
 
 
+def test_slides_keep_their_side_when_more_arrive():
+    few, many = records(24), records(200)
+    before = split_by_slide(few)
+    after = split_by_slide(many, known=before)
+    assert {name: after[name] for name in before} == before
+    assert sum(side == "test" for side in after.values()) == pytest.approx(30, abs=2)
+    half = dict(list(before.items())[::2])
+    assert split_by_slide(few, known=half) == before  # of a run that was stopped
+
+
 def test_more_slides_move_few():
     before, after = split_by_slide(records(100)), split_by_slide(records(110))
     assert sum(before[name] != after[name] for name in before) <= 5
