@@ -70,7 +70,7 @@ def add_stream_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument("--output_dir", type=Path, help="patches go here (default: datasets/patches)")
     flags.add_argument("--max_patches", type=cli.positive_int, help="patches altogether (default: 10000)")
     flags.add_argument("--max_per_slide", type=cli.positive_int, help="patches from one slide at most (default: no limit)")
-    flags.add_argument("--patch_size", type=cli.positive_int, help="side of a patch in pixels (default: 256)")
+    flags.add_argument("--patch_size", type=cli.patch_side, help="side of a patch in pixels (default: 256)")
     scale = flags.add_mutually_exclusive_group()
     scale.add_argument("--level", type=cli.natural, help="pyramid level to read, 0 is full resolution (default: 0)")
     scale.add_argument("--mpp", type=cli.positive_float, help="micrometres per pixel to resample to (default: the level's own)")

@@ -13,19 +13,16 @@ chosen patches under overlays/ next to OUTPUT_DIR. Stopped or killed, the same c
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 
 from common import cli
 from common.progress import say
 from common.storage import Place, place
-from data.panda import LABELS
-from data.patches import FORMATS, ExtractResult, ExtractSettings, extract, overlay_folder
+from data.extract_report import report
+from data.patches import FORMATS, ExtractSettings, extract, overlay_folder
 from data.shards import check_target, pack
-from data.staging import FAILED_NAME
 from data.workers import cores
 
 DEFAULTS = ExtractSettings()
-MAX_SHOWN = 10
 
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings, Place | None]:
@@ -36,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
     folders.add_argument("--output_dir", type=place, default=DEFAULTS.output_dir, help="patches go here (default: %(default)s)")
     folders.add_argument("--shards", type=place, metavar="DIR", help="also pack the patches into tar shards here, docs/scaling.md")
     patch = parser.add_argument_group("one patch")
-    patch.add_argument("--patch_size", type=cli.positive_int, default=256, help="side of a patch in pixels (default: %(default)s)")
+    patch.add_argument("--patch_size", type=cli.patch_side, default=256, help="side of a patch in pixels (default: %(default)s)")
     scale = patch.add_mutually_exclusive_group()
     scale.add_argument(
         "--level", type=cli.natural, default=0, help="pyramid level to read, 0 is full resolution (default: %(default)s)"
@@ -76,51 +73,6 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
     return ExtractSettings(**vars(options)), shards
 
 
-def report(settings: ExtractSettings, result: ExtractResult) -> int:
-    """Print what came of it; the exit code."""
-    for reason, count in result.left_out.items():
-        say(f"left out: {count} slide(s) {reason}")
-    _report_empty(result.empty)
-    _report_table(result)
-    if result.rejected:
-        say("rejected places: " + ", ".join(f"{count} {reason}" for reason, count in sorted(result.rejected.items())))
-    missing = settings.max_patches - len(result.patches)
-    if missing > 0:
-        say(f"{missing} short of --max_patches {settings.max_patches}: no more usable tissue; add slides or lower --min_tissue")
-    rate = f" ({result.made / result.seconds:.0f} patches/s)" if result.made else ""
-    say(f"{len(result.patches)} patches from {result.slides} slides in {settings.output_dir}")
-    say(f"{result.made} made now in {result.seconds:.1f} s{rate}; pictures in {overlay_folder(settings.output_dir)}")
-    say(f"next: python check_data.py --patches {settings.output_dir}")
-    if result.failed:
-        failed = settings.output_dir / FAILED_NAME
-        say(f"error: {len(result.failed)} slide(s) could not be read, see {failed}; mend them and start again")
-    elif not result.patches:
-        say("error: no patch at all; the warnings above say why")
-    return int(bool(result.failed) or not result.patches)
-
-
-def _report_empty(empty: dict[str, str]) -> None:
-    wanted = {slide_id: cause for slide_id, cause in empty.items() if cause != "no patch was needed from it"}
-    for slide_id, cause in list(wanted.items())[:MAX_SHOWN]:
-        say(f"warning: slide {slide_id} gives no patch: {cause}")
-    if len(wanted) > MAX_SHOWN:
-        say(f"warning: {len(wanted) - MAX_SHOWN} more slides give no patch")
-
-
-def _report_table(result: ExtractResult) -> None:
-    providers = sorted({patch.data_provider for patch in result.patches})
-    columns = [
-        *((provider or "unknown", "data_provider", provider) for provider in providers),
-        ("train", "split", "train"),
-        ("test", "split", "test"),
-    ]
-    say("".join(f"{name:>12}" for name in ("label", *(name for name, _, _ in columns), "all")))
-    for label in LABELS:
-        rows = [patch for patch in result.patches if patch.label == label]
-        counts = [Counter(getattr(patch, field) for patch in rows)[value] for _, field, value in columns]
-        say("".join(f"{value:>12}" for value in (label, *counts, len(rows))))
-
-
 def main() -> int:
     settings, shards = parse_arguments()
     cli.terminate_like_interrupt()
@@ -129,6 +81,7 @@ def main() -> int:
     result = extract(settings)
     if shards and result.patches:
         say(f"{pack(settings.output_dir, shards)} patches in shards in {shards}; train.py --patches {shards} reads them")
+    say(f"every slide with the chosen places: {overlay_folder(settings.output_dir)}")
     return report(settings, result)
 
 

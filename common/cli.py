@@ -52,6 +52,11 @@ def _number(text: str, kind: type, accept: Callable[[float], bool], wanted: str)
     return value
 
 
+def patch_side(text: str) -> int:
+    """Argument type: the side of a patch in pixels, 16 to 4096."""
+    return _number(text, int, lambda value: 16 <= value <= 4096, "a whole number from 16 to 4096")
+
+
 def positive_int(text: str) -> int:
     """Argument type: a whole number of at least 1."""
     return _number(text, int, lambda value: value >= 1, "a whole number of at least 1")

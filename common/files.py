@@ -16,8 +16,8 @@ from common.errors import UserError
 def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
     """Open a temporary file beside ``path``; on success flush it to the disk and rename it over ``path``.
 
-    When the block raises, or the process dies, ``path`` is as it was before. ``durable=False`` skips the
-    fsync: enough for files that a next run can make again. The file gets the user's umask.
+    When the block raises, or the process dies, ``path`` is as it was before; an OSError of a write, as of a full disk, names it.
+    ``durable=False`` skips the fsync: enough for files that a next run can make again. The file gets the user's umask.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -29,8 +29,10 @@ def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
         raise
 
 

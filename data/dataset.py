@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -33,6 +34,7 @@ MAX_CACHE_BYTES = 16 * 2**30
 MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
 MAX_BAD_SHARE = 0.05
 STAIN_REFERENCES = 32
+UNDECODABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)  # of a damaged image
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ class PatchDataset(Dataset):
                 continue
             try:
                 return self._prepare(self.files[other])
-            except (OSError, ValueError, UnidentifiedImageError) as error:
+            except UNDECODABLE as error:
                 path = self.files[other].path
                 if path not in self._gone:
                     self._gone.add(path)
@@ -254,7 +256,7 @@ class PatchDataset(Dataset):
         return np.memmap(self._cache, dtype=np.uint8, mode="r", shape=(len(self.files), self._canvas, self._canvas, 3))
 
     def _open_pixels(self) -> None:
-        self._prepare = self._preparation()
+        self._prepare = None  # until something is decoded
         wanted = len(self.files) * self._canvas**2 * 3
         if shards.is_sharded(self.folder):
             return
@@ -289,9 +291,9 @@ class PatchDataset(Dataset):
         return stored.get("fingerprint") == fingerprint and size == wanted - len(stored["bad"]) * self._canvas**2 * 3
 
     def _fingerprint(self) -> list:
-        """Changes whenever a file's name, size or time changes."""
+        """Changes whenever the name, size or time of a file changes, or of one that the stain is taken from."""
         lines = []
-        for file in self.files:
+        for file in (*self.files, *self._stain_references()):
             try:
                 status = os.stat(self.folder / file.path)
                 lines.append(f"{file.path} {status.st_size} {status.st_mtime_ns}")
@@ -307,19 +309,30 @@ class PatchDataset(Dataset):
 
         if self._stain == "none":
             return plain
-        training = [file for file in self._everything if file.split == "train"]
-        steps = np.linspace(0, len(training) - 1, min(STAIN_REFERENCES, len(training))).astype(int)
-        normalize = fit_normalizer(self._stain, [plain(training[step]) for step in steps])
+        references = []
+        for file in self._stain_references():
+            with contextlib.suppress(*UNDECODABLE):  # said where the patches themselves are decoded
+                references.append(plain(file))
+        if not references:
+            raise UserError(f"no patch of {self.folder} to take the stain from can be read; run check_data.py --quarantine")
+        normalize = fit_normalizer(self._stain, references)
         return lambda file: normalize(plain(file))
+
+    def _stain_references(self) -> list[PatchFile]:
+        """The training patches whose mixed stain all patches get; [] where they keep their own."""
+        training = [file for file in self._everything if file.split == "train"] if self._stain != "none" else []
+        steps = np.linspace(0, len(training) - 1, min(STAIN_REFERENCES, len(training))).astype(int)
+        return [training[step] for step in steps]
 
     def _decode_all(self) -> tuple[np.ndarray, set[str]]:
         pixels = np.empty((len(self.files), self._canvas, self._canvas, 3), dtype=np.uint8)
         bad: dict[str, str] = {}
+        self._prepare = self._preparation()
 
         def one(index: int) -> None:
             try:
                 pixels[index] = self._prepare(self.files[index])
-            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            except UNDECODABLE as error:
                 bad[self.files[index].path] = str(error)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -117,6 +117,8 @@ def make_plan(listing: dict[str, int], records: list[SlideRecord], selection: Se
         raise UserError("no slide is left after --grades, --providers and --ids; widen them")
     absent = [record.slide_id for record in slides if image_name(record.slide_id) not in listing]
     slides = [record for record in slides if image_name(record.slide_id) in listing]
+    if not slides:
+        raise UserError(f"none of the {len(absent)} chosen slides is in Kaggle's list, the first is {absent[0]}; choose others")
     names = [name for name in listing if "/" not in name] if selection.everything else ["train.csv"]
     for record in slides:
         names += [image_name(record.slide_id), *([mask_name(record.slide_id)] if selection.masks else [])]

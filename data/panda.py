@@ -58,7 +58,7 @@ class SlideRecord:
 
 def normal_score(text: str) -> str:
     """Gleason score in one spelling: Radboud's ``negative`` and Karolinska's ``0+0`` both mean no cancer and become ``0+0``."""
-    text = text.strip().lower()
+    text = "".join(text.split()).lower()
     return "0+0" if text == "negative" else text
 
 

@@ -120,6 +120,9 @@ def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, J
     if not records:
         raise UserError(f"no slides in {folder}; put slides there or name another folder with --data_dir")
     masks = files_in(folder / "train_label_masks")
+    without = sum(bool(record.data_provider) and f"{slide_id}_mask.tiff" not in masks for slide_id, record in records.items())
+    if without:
+        say(f"{without} slide(s) of train.csv have no train_label_masks/ID_mask.tiff: their patches stay unlabelled")
     return {
         slide_id: make_job(settings, records[slide_id], files[slide_id], masks.get(f"{slide_id}_mask.tiff"))
         for slide_id in sorted(records)

@@ -53,7 +53,9 @@ def fit_normalizer(method: str, references: Iterable[np.ndarray]) -> Callable[[n
     """A function uint8 (H, W, 3) -> uint8 (H, W, 3) that gives a patch the common stain of ``references``.
 
     ``method``: "macenko" (Macenko et al. 2009) or "reinhard" (Reinhard et al. 2001), both by torchstain. The references (uint8,
-    (H, W, 3)) are laid on top of each other as one target. A patch in which no stain can be found comes back unchanged.
+    (H, W, 3)) are laid on top of each other as one target. A patch in which no stain can be found comes back unchanged. A patch's
+    own stain is measured on it alone, as both papers do with an image: one that is mostly glass, or of one stain, is stretched to
+    the target as well, so that glass may turn lilac (reinhard) and pale secretion granular and dark (macenko).
     """
     import torchstain  # slow to import, so only on request
 

@@ -19,12 +19,13 @@ from common.errors import UserError
 from common.files import inside
 from data.cutting import Job
 from data.download import Downloader, Plan, free_disk, in_batches
+from data.extract_report import report
 from data.journal import Journal
 from data.kaggle import Kaggle
 from data.panda import KNOWN_BAD, SlideRecord
 from data.patches import ExtractResult, ExtractSettings, Run, check_folder, claim_folder, make_job
 from data.reporting import Progress, gigabytes
-from data.staging import FAILED_NAME, Output
+from data.staging import Output
 from data.subset import image_name, mask_name
 from data.transfer import GaveUpError, Line, PartFile
 from data.workers import cores
@@ -66,8 +67,8 @@ class Room:
             self._changed.notify_all()
 
 
-def main(kaggle: Kaggle, line: Line, plan: Plan, args: argparse.Namespace, progress: Progress) -> None:
-    """``download_panda_data.py --stream``: say what will happen, then ``stream`` (not with --dry_run)."""
+def main(kaggle: Kaggle, line: Line, plan: Plan, args: argparse.Namespace, progress: Progress) -> int:
+    """``download_panda_data.py --stream``: say what will happen, then ``stream`` (not with --dry_run); the exit code."""
     given = {name: getattr(args, name) for name in EXTRACT_FLAGS if getattr(args, name) is not None}
     folder = args.data_dir / FOLDER
     settings = replace(ExtractSettings(data_dir=folder, workers=cores(), seed=args.seed), **given)
@@ -83,12 +84,9 @@ def main(kaggle: Kaggle, line: Line, plan: Plan, args: argparse.Namespace, progr
         raise UserError(f"{gigabytes(max_disk + patches)} may be needed; give a smaller --max_disk or fewer --max_patches")
     if args.dry_run:
         progress.log(downloader.measured(files, sum(files.values())))
-        return
+        return 0
     folder.mkdir(exist_ok=True)
-    result = stream(downloader, plan, settings, max_disk, progress)
-    progress.log(f"{len(result.patches)} patches from {result.slides} slides in {settings.output_dir}; next: python check_data.py")
-    if result.failed:
-        raise UserError(f"{len(result.failed)} slide(s) could not be read, see {settings.output_dir / FAILED_NAME}")
+    return report(settings, stream(downloader, plan, settings, max_disk, progress))
 
 
 def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_disk: float, progress: Progress) -> ExtractResult:
@@ -99,6 +97,8 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     """
     start, result = time.monotonic(), ExtractResult()
     slides = {item.slide_id: item for item in _slides(downloader, plan)}
+    if not slides:
+        raise UserError("all of the chosen slides are known to be bad, and patches are not taken from them; choose others")
     largest = max(item.room for item in slides.values())
     if largest > max_disk:
         raise UserError(f"--max_disk is smaller than the largest slide with its mask ({gigabytes(largest)}); give more")

@@ -59,7 +59,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of patches or shards, or its URL such as s3://BUCKET/shards; default %(default)s",
     )
-    data.add_argument("--stain_normalize", choices=("none", "macenko", "reinhard"), help="give all patches one stain; default none")
+    data.add_argument(
+        "--stain_normalize",
+        choices=("none", "macenko", "reinhard"),
+        help="give all patches one stain, each by itself (glass and patches of one colour may take on stain that they do not have: "
+        "look at logs/samples/real.png); default none",
+    )
     data.add_argument(
         "--workers",
         type=natural,

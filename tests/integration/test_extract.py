@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 
 import extract_patches
 from common.errors import UserError
+from data.extract_report import report
 from data.journal import NAME as JOURNAL
 from data.manifest import read_manifest
 from data.patches import ExtractSettings, extract, overlay_folder
@@ -293,7 +294,7 @@ def test_a_bad_slide_is_recorded_and_the_rest_goes_on(settings, tmp_path):
     assert "77" in rows["bbb2"]["reason"]
     assert rows["bbb2"]["stage"] == "mask"
     assert {patch.slide_id for patch in result.patches} == {"aaa3", "bbb3"}
-    assert extract_patches.report(settings, result) == 1
+    assert report(settings, result) == 1
 
 
 def test_a_slide_that_breaks_while_it_is_cut_gives_nothing_and_others_make_up_for_it(settings):
@@ -325,7 +326,7 @@ def test_a_blank_slide_is_a_warning_with_its_cause(settings, capsys):
     write_pyramid(settings.data_dir / "train_images" / "aaa1.tiff", np.full((SIDE, SIDE, 3), 255, np.uint8), 0.4862)
     result = extract(settings)
     assert result.empty == {"aaa1": "no tissue found"}
-    assert extract_patches.report(settings, result) == 0
+    assert report(settings, result) == 0
     assert "aaa1 gives no patch: no tissue found" in capsys.readouterr().out
 
 
@@ -348,6 +349,12 @@ def test_a_slide_without_mask_or_without_row_stays_unlabelled(settings):
     by_slide = {patch.slide_id: patch for patch in patches if patch.label == "unlabelled"}
     assert by_slide["aaa1"].data_provider == "radboud"
     assert (by_slide["stranger"].data_provider, by_slide["stranger"].isup_grade) == ("", None)
+
+
+def test_missing_masks_are_said(settings, capsys):
+    (settings.data_dir / "train_label_masks" / "aaa1_mask.tiff").rename(settings.data_dir / "train_label_masks" / "aaa1_mask.tif")
+    extract(settings)
+    assert "1 slide(s) of train.csv have no train_label_masks/ID_mask.tiff" in capsys.readouterr().out
 
 
 def test_any_folder_of_slides_works_unlabelled(tmp_path):

@@ -17,6 +17,7 @@ import download_panda_data as script
 from common.errors import UserError
 from data import stream
 from data.ledger import Ledger
+from data.panda import KNOWN_BAD
 from data.patches import ExtractSettings, extract
 from data.transfer import Line
 from tests.conftest import sizes
@@ -186,6 +187,29 @@ def test_the_plain_way_does_not_use_the_folder_of_a_stream(streaming, tmp_path, 
     with pytest.raises(UserError, match="was made with data_dir"):
         extract(ExtractSettings(data_dir=_tiny_slides, output_dir=tmp_path / "streamed", workers=0, patch_size=256, max_patches=20))
     assert patches_of(tmp_path / "streamed") == before
+
+
+def test_what_came_of_it_is_said_and_no_patch_is_a_failure(streaming, capsys):
+    _, run = streaming()
+    assert run("--max_patches", "500") == 0
+    out = capsys.readouterr().out
+    assert "gleason3" in out and "short of --max_patches 500" in out and "54 patches from 6 slides" in out
+    assert run("--patch_size", "4096", "--max_patches", "9", "--output_dir", "large") == 1
+    assert "error: no patch at all" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("slide", "sentence"), [("nowhere", "not in train.csv"), ("absent", "none of the 1 chosen"), ("bad", "known to be bad")]
+)
+def test_slides_that_cannot_be_used_are_named(slide, sentence, streaming, files, tmp_path):
+    table, known_bad = tmp_path / "train.csv", next(iter(KNOWN_BAD))
+    table.write_text(files["train.csv"].read_text() + f"absent,radboud,0,negative\n{known_bad},radboud,0,negative\n")
+    files["train.csv"] = table
+    files[f"train_images/{known_bad}.tiff"] = files["train_images/aaa1.tiff"]
+    (tmp_path / "ids.txt").write_text(f"{known_bad if slide == 'bad' else slide}\n")
+    _, run = streaming()
+    with pytest.raises(UserError, match=sentence):
+        run("--ids", str(tmp_path / "ids.txt"), "--include_bad")
 
 
 def test_dry_run(streaming, tmp_path, capsys):

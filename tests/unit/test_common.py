@@ -1,6 +1,7 @@
 """What every stage leans on: whole files, paths that stay inside, exit codes, escaped reports, progress, seeds."""
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -25,6 +26,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
         file.write("new")
         raise ZeroDivisionError
     assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as stop:
+        write_text(tmp_path / "file.txt", "x")
+    assert stop.value.filename == str(tmp_path / "file.txt") and not list(tmp_path.iterdir())
 
 
 def test_a_killed_write_leaves_the_old_file(tmp_path):

@@ -164,3 +164,25 @@ def test_it_travels_to_worker_processes_without_its_pixels(folder):
 def test_training_keeps_the_numbering_of_a_checkpoint(folder):
     dataset = PatchDataset(folder, SIZE, "label", classes=["gleason4", "benign"])
     assert dataset.label(0) == ["gleason4", "benign"].index(dataset.files[0].label)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_common_stain_does_not_need_every_patch(folder, place):
+    """The first and the last training patch are among those that the stain is taken from."""
+    path = [file for file in list_patches(folder) if file.split == "train"][place].path
+    (folder / path).write_bytes(b"damaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.dataset.MAX_BAD_SHARE", 0.5)
+        dataset = PatchDataset(folder, SIZE, stain_normalize="reinhard")
+    assert len(dataset) == 8 and path not in {file.path for file in dataset.files}
+
+
+def test_the_common_stain_follows_the_training_patches(folder):
+    before = PatchDataset(folder, SIZE, split="test", stain_normalize="reinhard").pixels(0)
+    for file in list_patches(folder):
+        if file.split == "train":
+            pixels = np.asarray(Image.open(folder / file.path)).copy()
+            pixels[..., 1] //= 2
+            Image.fromarray(pixels).save(folder / file.path)
+    after = PatchDataset(folder, SIZE, split="test", stain_normalize="reinhard").pixels(0)
+    assert after[..., 1].mean() < 0.8 * before[..., 1].mean()

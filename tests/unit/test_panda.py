@@ -48,6 +48,7 @@ def test_what_is_no_score_gives_none(score):
 
 def test_both_spellings_of_no_cancer_become_one():
     assert normal_score(" Negative ") == normal_score("0+0") == "0+0"
+    assert normal_score("4 + 4 ") == "4+4"
 
 
 @pytest.mark.parametrize(
