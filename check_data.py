@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     output.add_argument(
         "--quarantine",
         action="store_true",
-        help="move damaged, blank, odd and repeated patches to DIR_quarantine/ and mend the manifest (default: off)",
+        help="move damaged, blank and repeated patches to DIR_quarantine/ and mend the manifest (default: off)",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument(

@@ -18,9 +18,13 @@ from common.progress import say
 from data.demo import SHRINK, SMALLEST, write_demo_slides
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The text above as it stands, and each flag's default."""
+
+
 def parse() -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     slides = parser.add_argument_group("slides")
     slides.add_argument("--num_slides", type=cli.positive_int, default=12, help="how many slides; 12 hold every grade and provider")
     slides.add_argument("--slide_size", type=cli.positive_int, default=4096, help="side of a slide in pixels at level 0")

@@ -202,6 +202,7 @@ def amount(known: dict[str, Facts]) -> Iterator[Finding]:
     each = len(known) / max(slides, 1)
     more = f", about {-(-missing // max(each, 1)):,.0f} more slides at {each:.1f} patches a slide" if known else ""
     advice = (
-        f"{least:,} to {most:,} are wanted for one GAN: {missing:,} more{more}; until then augment strongly and expect memorising"
+        f"{least:,} to {most:,} are good to have for one GAN: {missing:,} more{more}; fewer work too: train on while KID falls, "
+        "and look for copies with evaluate.py"
     )
     yield Finding("warning", "amount", "fewer patches than wanted", advice, (f"{len(known):,} patches of {slides:,} slides",))

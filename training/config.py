@@ -11,9 +11,10 @@ from common.errors import UserError
 class TrainConfig:
     """Settings of a run; all lengths are in images seen, so that batch size and resuming change nothing.
 
-    patches: folder of patches. condition: none, label or isup. epochs: total, one epoch is as many images as there are training
-    patches. lr_g, lr_d: Adam's learning rates. label_smoothing: real images get the target 1 - s. ema_half_life: images after
-    which a weight counts half in the averaged generator. augmentation: strengths by kind. stain_normalize: none, macenko, reinhard.
+    patches: folder of patches. condition: see data.dataset.class_of. epochs: total, one epoch is as many images as there are
+    training patches. lr_g, lr_d: Adam's learning rates. label_smoothing: real images get the target 1 - s. ema_half_life: images
+    after which a weight counts half in the averaged generator. augmentation: strengths by kind. stain_normalize: none, macenko,
+    reinhard.
     objective: one of models.losses.OBJECTIVES. r1, r2, gradient_penalty: weights of the penalties on D's gradient, taken every
     penalty_every steps and so much more strongly (lazy regularisation, Karras et al., StyleGAN2, 2020). perceptual: weight of the
     feature matching. grading: weight of labels being clear, see models.grader. adaptive: kinds of augmentation in front of D, []

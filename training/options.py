@@ -77,7 +77,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--preview_augmentation",
         type=picture_file,
         metavar="FILE",
-        help="write a picture of what the discriminator sees, and leave",
+        help="write a picture of patches as the flags above change them, and leave",
     )
     model = parser.add_argument_group("model")
     model.add_argument("--model", choices=MODELS, help="architecture; default improved")
@@ -125,15 +125,21 @@ def _improved(group: argparse._ArgumentGroup) -> None:
 
 def _objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--objective", choices=OBJECTIVES, help="what both networks minimise; default non_saturating")
-    group.add_argument("--r1", type=non_negative_float, help="weight of the gradient penalty on real; default 0.5, for dcgan 0")
-    group.add_argument("--r2", type=non_negative_float, help="the same on generated images; default 0")
+    group.add_argument(
+        "--r1", type=non_negative_float, help="weight of the gradient penalty on real; default 0.5; 0 for dcgan, hinge and wgan"
+    )
+    group.add_argument("--r2", type=non_negative_float, help="the same on generated images; default 0, with relativistic 0.5")
     group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
     group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 3, for dcgan 0")
     group.add_argument(
         "--grading", type=non_negative_float, help="weight of showing the label as clearly as real patches; default 0"
     )
     group.add_argument(
-        "--adaptive", nargs="*", choices=KINDS, help="augmentation in front of D, as strong as it needs; no kind switches it off"
+        "--adaptive",
+        nargs="*",
+        choices=KINDS,
+        help="augmentation in front of D, as strong as it needs; no kind switches it off; "
+        "default translation color stain, for dcgan none",
     )
     group.add_argument("--warmup_images", type=natural, help="images of linear warm-up; default 2000, for dcgan 0")
     group.add_argument(
@@ -147,12 +153,14 @@ def _training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=positive_int, help="epochs in total, those before a resume included; default 200")
     group.add_argument("--batch_size", type=positive_int, help="images a step, at least 2; default 8")
     group.add_argument(
-        "--lr_g", type=positive_float, help="learning rate of the generator; default 2e-3, twice that for batches of 32, dcgan 2e-4"
+        "--lr_g",
+        type=positive_float,
+        help="learning rate of the generator; default 2e-3, up to twice that for batches from 32 on, dcgan 2e-4",
     )
     group.add_argument(
         "--lr_d",
         type=positive_float,
-        help="learning rate of the discriminator; default 5e-4, twice that for batches of 32, dcgan 2e-4",
+        help="learning rate of the discriminator; default 5e-4, up to twice that for batches from 32 on, dcgan 2e-4",
     )
     group.add_argument("--label_smoothing", type=fraction, help="real images get the target 1 minus this; default 0, for dcgan 0.1")
     group.add_argument("--seed", type=natural, help="decides weights, order and noise; default 0")
