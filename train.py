@@ -24,10 +24,11 @@ from data.dataset import PatchDataset, list_patches
 from data.order import BalancedOrder, BatchesFrom
 from data.resident import Resident, fits
 from data.show import augmented_grid, real_grid
-from metrics.watch import COUNT, Watch
+from metrics.watch import COUNT, FEWEST, Watch
 from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
 from models.layers import reduced
+from models.losses import RELATIVE
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import check_speed_ups, choose_device, describe
@@ -43,7 +44,6 @@ def main() -> int:
     parser = options.make_parser(__doc__)
     args = parser.parse_args()
     options.check(parser, args)
-    args.patches = at_hand(args.patches)
     if args.backbone_weights:
         LITE0_WEIGHTS.use(args.backbone_weights)
     together, device = processes.join(choose_device(args.device))
@@ -52,6 +52,7 @@ def main() -> int:
     if processes.restarted() and checkpoint.all_in(folder):
         args.resume = ""  # torchrun started everything again after a process failed
     source, state = resume.find_state(args, folder, log_folder)
+    args.patches = at_hand(resume.patches_of(args, state))
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
     with together.first_goes_ahead():  # it writes the cache of decoded patches
         dataset = open_patches(args, config, state)
@@ -63,13 +64,13 @@ def main() -> int:
     trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device, together)
     if state:
         presets.check_same_networks(args, model)
-        resume.restore(trainer, state)
+        resume.restore(trainer, state, folder)
     trainer.speed_up(args.precision == "bfloat16", args.compile)
-    if args.dry_run:
-        return dry_run(trainer, make_loader(trainer, dataset, args.workers))
-    if trainer.images >= trainer.images_total:
+    if trainer.images >= trainer.images_total and (args.dry_run or checkpoint.is_complete(folder)):
         say(f"{source} has {trainer.epoch:.0f} of {config.epochs} epochs: nothing left to do; a larger --epochs trains on")
         return 0
+    if args.dry_run:
+        return dry_run(trainer, make_loader(trainer, dataset, args.workers))
     code = train(args, trainer, dataset, source, folder, log_folder)
     processes.leave(together)
     return code
@@ -90,7 +91,9 @@ def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:
 def new_config(args) -> TrainConfig:
     """Settings of a new run."""
     augmentation = Augmentation(**options.given(args, options.AUGMENTATIONS)).to_dict()
-    return presets.new_config(args, augmentation, lambda: {file.label for file in list_patches(args.patches)})
+    return presets.new_config(
+        args, augmentation, lambda: {file.label for file in list_patches(args.patches) if file.split == "train"}
+    )
 
 
 def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) -> DataLoader | Resident:
@@ -112,7 +115,7 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
     requests.install()
     with lock_folder(folder) if first else nullcontext():
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
-        log.rewind(trainer.images)
+        log.rewind(trainer.images, trainer.epoch)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
         config, model, world = trainer.config, trainer.model, trainer.processes.world
         preset, size = presets.preset_of(model), model.output_size
@@ -127,7 +130,8 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         if first:
             log.picture("real.png", real_grid(dataset, size), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
-        habits = Habits(args.save_every, args.sample_every, eval_every, args.keep, eval_share, args.auto_batch)
+        keep = args.keep or max(3, len(checkpoint.all_numbered(folder)))
+        habits = Habits(args.save_every, args.sample_every, eval_every, keep, eval_share, args.auto_batch)
         held_out = held_out_patches(dataset, trainer, eval_every > 0) if first else None
         run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
@@ -136,18 +140,24 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
 
 
 def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> HeldOut | None:
-    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
-    held_out = dataset.other_split("test") or (dataset if scored else None)
-    if held_out is None:
-        return None
+    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``.
+
+    None to judge where D's verdict on an image alone says nothing.
+    """
+    held_out = dataset.other_split("test")
+    if held_out is None or len(held_out) < FEWEST:
+        if not scored:
+            return None
+        held_out = dataset
     seed = trainer.config.seed
     chosen = np.random.default_rng(seed).permutation(len(held_out))[:COUNT]
     images, labels = zip(*(held_out[int(index)] for index in chosen), strict=True)
     if held_out is dataset:
-        say("note: no held-out patches; scores during training are against the training patches")
+        say("note: too few held-out patches to score by; scores during training are against the training patches")
     images = torch.stack(images)
     watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), seed, str(trainer.device))
-    return HeldOut(None if held_out is dataset else (images, torch.tensor(labels)), watch)
+    unseen = held_out is not dataset and trainer.config.objective not in RELATIVE
+    return HeldOut((images, torch.tensor(labels)) if unseen else None, watch)
 
 
 if __name__ == "__main__":

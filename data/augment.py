@@ -40,20 +40,20 @@ class Augmentation:
         """Plain types only, for the checkpoint."""
         return asdict(self)
 
-    def canvas_size(self, image_size: int) -> int:
-        """Side in pixels of the picture that must be there before rotating and bending, so that a crop of ``image_size`` from its
-        middle never shows a border. It is the same for every image, so magnification does not vary."""
+    def margin(self, size: int) -> int:
+        """Pixels that an image of ``size`` is continued by on each side, mirrored, before it is rotated and bent: so many that the
+        crop from its middle never shows a border. Enlarging it instead would teach tissue at another magnification."""
         angle = math.radians(self.rotation)
-        turned = image_size * (math.cos(angle) + math.sin(angle))
-        return math.ceil(turned + 8 * self.elastic)  # four standard deviations of displacement on each side
+        turned = size * (math.cos(angle) + math.sin(angle) - 1.0) / 2
+        return math.ceil(turned + 4 * self.elastic)  # four standard deviations of displacement
 
-    def __call__(self, pixels: Tensor, image_size: int, seed: int) -> Tensor:
-        """(3, C, C) uint8 with C = canvas_size(image_size) -> (3, image_size, image_size) float in [-1, 1], decided by ``seed``."""
+    def __call__(self, pixels: Tensor, seed: int) -> Tensor:
+        """(3, S, S) uint8 -> (3, S, S) float in [-1, 1], decided by ``seed``."""
         image = self.moved(pixels, *self.symmetry(seed)).to(torch.float32).div_(255.0)
         if not self.symmetries_only:
             before = torch.get_rng_state()
             torch.default_generator.manual_seed(seed)
-            image = self._colors(self._shapes(image, image_size))
+            image = self._colors(self._shapes(image) if self.rotation or self.elastic else image)
             torch.set_rng_state(before)
         return image.mul_(2.0).sub_(1.0)
 
@@ -77,20 +77,22 @@ class Augmentation:
             pixels = pixels.flip(-2)
         return pixels.rot90(turns, (-2, -1)) if turns else pixels
 
-    def _shapes(self, image: Tensor, image_size: int) -> Tensor:
+    def _shapes(self, image: Tensor) -> Tensor:
         # torchvision takes two seconds to import, which a start without these kinds need not pay.
         from torchvision.transforms import InterpolationMode, v2
         from torchvision.transforms.v2 import functional as tv
 
+        size, margin = image.shape[-1], self.margin(image.shape[-1])
+        image = torch.nn.functional.pad(image[None], (margin,) * 4, mode="reflect")[0]
         if self.elastic:
-            sigma = ELASTIC_SIGMA * image_size
+            sigma = ELASTIC_SIGMA * size
             # Uniform noise blurred by sigma has standard deviation 1 / (sqrt(3) 2 sqrt(pi) sigma); torchvision halves alpha.
             alpha = 2.0 * self.elastic * math.sqrt(3.0) * 2.0 * math.sqrt(math.pi) * sigma
             image = v2.ElasticTransform(alpha=alpha, sigma=sigma)(image)
         if self.rotation:
             angle = float(torch.empty(()).uniform_(-self.rotation, self.rotation))
             image = tv.rotate(image, angle, interpolation=InterpolationMode.BILINEAR)
-        return tv.center_crop(image, [image_size, image_size])
+        return tv.center_crop(image, [size, size])
 
     def _colors(self, image: Tensor) -> Tensor:
         if self.color_jitter:

@@ -123,6 +123,8 @@ def decode(source: Path | io.BytesIO, size: int) -> np.ndarray:
     with Image.open(source) as image:
         if max(image.size) > MAX_SIDE:
             raise ValueError(f"declares {image.size[0]} x {image.size[1]} pixels")
+        if image.mode.startswith(("I", "F")):
+            raise ValueError("holds grey values of more than 8 bits; save it as RGB")
         image = image.convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -158,20 +160,23 @@ class PatchDataset(Dataset):
         self.folder, self.image_size, self.condition = Path(folder), image_size, condition
         self.augmentation = augmentation or Augmentation(flips=0.0, quarter_turns=0.0)
         everything = self._everything = list_patches(self.folder)
-        self.classes = class_names(everything, condition) if classes is None else list(classes)
         self.files = [file for file in everything if split is None or file.split == split]
         if not self.files:
             raise UserError(f"no patches of split {split!r} in {folder}; extract patches from more slides")
+        self.classes = class_names(self.files, condition) if classes is None else list(classes)
         strange = {class_of(file, condition) for file in self.files} - set(self.classes) if self.classes else set()
-        if strange:
+        if strange and split == "test":  # to judge by: what the model does not know it cannot be asked for
+            self.files = [file for file in self.files if class_of(file, condition) not in strange]
+            say(f"note: only held-out patches are of {', '.join(sorted(strange))}; they are left out")
+        elif strange:
             raise UserError(f"{folder} holds {sorted(strange)}, which the model was not trained on; use the patches it knows")
-        self._canvas = self.augmentation.canvas_size(image_size)
         self._stain = stain_normalize
         self._pixels: np.ndarray | None = None
         self._gone: set[str] = set()  # went bad while they were needed
         self.report = say  # told of patches that go bad; must travel to worker processes
         self._cache = (
-            self.folder / f".decoded_{split or 'all'}_{self._canvas}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
+            self.folder
+            / f".decoded_{split or 'all'}_{self.image_size}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
         )
         self._open_pixels()
 
@@ -183,7 +188,7 @@ class PatchDataset(Dataset):
         if not isinstance(draw, Draw):
             draw = Draw(draw, int(torch.randint(2**62, ())))
         pixels = torch.from_numpy(self.pixels(draw.index)).permute(2, 0, 1)
-        return self.augmentation(pixels, self.image_size, draw.seed), self.label(draw.index)
+        return self.augmentation(pixels, draw.seed), self.label(draw.index)
 
     @property
     def decodes(self) -> bool:
@@ -196,7 +201,7 @@ class PatchDataset(Dataset):
         return self.classes.index(name) if self.classes else 0
 
     def pixels(self, index: int) -> np.ndarray:
-        """Decoded patch before augmentation: (C, C, 3) uint8."""
+        """Decoded patch before augmentation: (S, S, 3) uint8."""
         if self._pixels is None:
             self._prepare = self._prepare or self._preparation()
             return np.array(self._decoded(index))
@@ -253,11 +258,11 @@ class PatchDataset(Dataset):
     # -- the decoded cache
 
     def _map(self) -> np.memmap:
-        return np.memmap(self._cache, dtype=np.uint8, mode="r", shape=(len(self.files), self._canvas, self._canvas, 3))
+        return np.memmap(self._cache, dtype=np.uint8, mode="r", shape=(len(self.files), self.image_size, self.image_size, 3))
 
     def _open_pixels(self) -> None:
         self._prepare = None  # until something is decoded
-        wanted = len(self.files) * self._canvas**2 * 3
+        wanted = len(self.files) * self.image_size**2 * 3
         if shards.is_sharded(self.folder):
             return
         if wanted > MAX_CACHE_BYTES:
@@ -288,7 +293,7 @@ class PatchDataset(Dataset):
             size = self._cache.stat().st_size
         except (OSError, ValueError):
             return False
-        return stored.get("fingerprint") == fingerprint and size == wanted - len(stored["bad"]) * self._canvas**2 * 3
+        return stored.get("fingerprint") == fingerprint and size == wanted - len(stored["bad"]) * self.image_size**2 * 3
 
     def _fingerprint(self) -> list:
         """Changes whenever the name, size or time of a file changes, or of one that the stain is taken from."""
@@ -302,10 +307,10 @@ class PatchDataset(Dataset):
         return [len(lines), derive_seed(0, "\n".join(lines))]
 
     def _preparation(self) -> Callable[[PatchFile], np.ndarray]:
-        """File -> pixels at canvas size, stain-normalised where asked; the target is the training patches' own mixed stain."""
+        """File -> pixels, stain-normalised where asked; the target is the training patches' own mixed stain."""
 
         def plain(file: PatchFile) -> np.ndarray:
-            return decode(content_of(self.folder, file.path), self._canvas)
+            return decode(content_of(self.folder, file.path), self.image_size)
 
         if self._stain == "none":
             return plain
@@ -325,7 +330,7 @@ class PatchDataset(Dataset):
         return [training[step] for step in steps]
 
     def _decode_all(self) -> tuple[np.ndarray, set[str]]:
-        pixels = np.empty((len(self.files), self._canvas, self._canvas, 3), dtype=np.uint8)
+        pixels = np.empty((len(self.files), self.image_size, self.image_size, 3), dtype=np.uint8)
         bad: dict[str, str] = {}
         self._prepare = self._preparation()
 

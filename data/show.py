@@ -24,24 +24,17 @@ def real_grid(dataset: PatchDataset, size: int) -> Image.Image:
     )
     captions = [name for name, row in zip(dataset.classes, rows, strict=False) if len(row)]
     chosen = [row[place] for row in rows if len(row) for place in np.linspace(0, len(row) - 1, COLUMNS).astype(int)]
-    pixels = _middle_of(np.stack([dataset.pixels(index) for index in chosen]), dataset.image_size)
+    pixels = np.stack([dataset.pixels(index) for index in chosen])
     squares = pixels.reshape(len(pixels), size, dataset.image_size // size, size, dataset.image_size // size, 3)
     return grid(squares.mean((2, 4)).round().astype(np.uint8), COLUMNS, captions)
 
 
 def augmented_grid(dataset: PatchDataset, seed: int) -> Image.Image:
-    """A column of patches as they are, and beside each what its augmentation makes of it for the discriminator."""
+    """A column of patches as they are, and beside each what its augmentation makes of it."""
     order = BalancedOrder(dataset.groups(), seed)
     pictures = []
     for row in range(min(ROWS, len(dataset))):
         pixels = dataset.pixels(order(row))
-        canvas = torch.from_numpy(pixels).permute(2, 0, 1)
-        images = [dataset.augmentation(canvas, dataset.image_size, COLUMNS * row + k) for k in range(COLUMNS - 1)]
-        pictures += [_middle_of(pixels[None], dataset.image_size), to_uint8(torch.stack(images))]
+        images = [dataset.augmentation(torch.from_numpy(pixels).permute(2, 0, 1), COLUMNS * row + k) for k in range(COLUMNS - 1)]
+        pictures += [pixels[None], to_uint8(torch.stack(images))]
     return grid(np.concatenate(pictures), COLUMNS)
-
-
-def _middle_of(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(N, C, C, 3) -> (N, size, size, 3), the middle of the canvas that augmentation works on."""
-    start = (pixels.shape[1] - size) // 2
-    return pixels[:, start : start + size, start : start + size]

@@ -12,6 +12,7 @@ from common.progress import say
 from metrics.distances import light_metrics
 from metrics.features import Extractor, extract, inception
 
+FEWEST = 3  # real patches that a KID with an error can be taken of
 COUNT = 512  # images a side at most: 10 to 20 seconds on two CPU cores
 
 

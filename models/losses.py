@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 OBJECTIVES = ("non_saturating", "hinge", "wgan", "relativistic")
+RELATIVE = ("wgan", "relativistic")  # only differences of logits count, so that 0 says nothing
 
 
 def discriminator_loss(objective: str, real: Tensor, fake: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -23,6 +24,15 @@ def discriminator_loss(objective: str, real: Tensor, fake: Tensor, label_smoothi
     if objective == "relativistic":
         return F.softplus(fake - real).mean()
     return bce_discriminator_loss(real, fake, label_smoothing)
+
+
+def judged_rightly(objective: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of real and of generated images on their side of 0, or for RELATIVE objectives of the middle between their means.
+
+    Where a batch is taken in parts, each has a border of its own.
+    """
+    border = 0.5 * (real.mean() + fake.mean()) if objective in RELATIVE else 0.0
+    return (real > border).float().mean(), (fake < border).float().mean()
 
 
 def generator_loss(objective: str, fake: Tensor, real: Tensor) -> Tensor:

@@ -87,11 +87,28 @@ def keep_as(source: Path, target: Path) -> None:
 
 
 def all_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the most recently written first; best.pt is never newer than latest.pt and comes by its own time."""
+    """Checkpoints of a run: latest.pt, which is never older than another, then the most recently written first."""
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.iterdir() if path.name in {LATEST, BEST, FINAL} or _NUMBERED.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name == LATEST), reverse=True)
+    paths = [*(path for name in (LATEST, BEST, FINAL) if (path := folder / name).is_file()), *all_numbered(folder)]
+    # Times alone would not do: a folder that was copied has those of the copying.
+    return sorted(paths, key=lambda path: (path.name == LATEST, path.stat().st_mtime_ns), reverse=True)
+
+
+def all_numbered(folder: Path) -> list[Path]:
+    """The numbered checkpoints, the most recently written first: after going back, higher numbers may be of what was given up."""
+    if not folder.is_dir():
+        return []
+    found = [
+        (path.stat().st_mtime_ns, int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))
+    ]
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run was ended as it should be: G_final.pt is not older than latest.pt."""
+    final, latest = folder / FINAL, folder / LATEST
+    return final.exists() and not (latest.exists() and latest.stat().st_mtime_ns > final.stat().st_mtime_ns)
 
 
 def newest_whole(folder: Path) -> tuple[Path, dict, list[str]]:
@@ -110,7 +127,6 @@ def newest_whole(folder: Path) -> tuple[Path, dict, list[str]]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` numbered checkpoints. latest.pt, best.pt and G_final.pt always stay."""
-    found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name)))
-    for _, path in found[: max(0, len(found) - keep)]:
+    """Remove all but the ``keep`` most recently written numbered checkpoints. latest.pt, best.pt and G_final.pt always stay."""
+    for path in all_numbered(folder)[keep:]:
         path.unlink(missing_ok=True)

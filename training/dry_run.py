@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 
@@ -17,7 +18,7 @@ SECONDS = 4.0  # for each resolution
 
 def dry_run(trainer: Trainer, loader: Iterable[tuple[Tensor, Tensor]]) -> int:
     """Say what a run would be, from a few real steps that are thrown away."""
-    batches = iter(loader)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # a short run's are too few to measure
     trainer.train_on(*next(batches))  # the first step pays for warming up
     done, seconds = trainer.images, 0.0
     rates = []
@@ -52,18 +53,12 @@ def _rate(trainer: Trainer, batches: Iterator[tuple[Tensor, Tensor]], images: in
     _step(trainer, batches)
     begun, count = time.monotonic(), 0
     while time.monotonic() - begun < SECONDS:
-        for _ in range(trainer.config.penalty_every):
-            done = _step(trainer, batches)
-            count += done
-        if not done:
-            break
-    return max(count, 1) / (time.monotonic() - begun)
+        count += sum(_step(trainer, batches) for _ in range(trainer.config.penalty_every))
+    return count / (time.monotonic() - begun)
 
 
 def _step(trainer: Trainer, batches: Iterator[tuple[Tensor, Tensor]]) -> int:
-    """Images of the next batch, trained on; 0 when there is none."""
-    batch = next(batches, None)
-    if batch is None:
-        return 0
+    """Images of the next batch, trained on."""
+    batch = next(batches)
     trainer.train_on(*batch)
     return len(batch[0])

@@ -55,9 +55,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     data.add_argument(
         "--patches",
         type=place,
-        default=Path("datasets/patches"),
         metavar="DIR",
-        help="folder of patches or shards, or its URL such as s3://BUCKET/shards; default %(default)s",
+        help="folder of patches or shards, or its URL such as s3://BUCKET/shards; default datasets/patches, and when resuming the "
+        "folder of the run",
     )
     data.add_argument(
         "--stain_normalize",
@@ -185,7 +185,9 @@ def _files(group: argparse._ArgumentGroup) -> None:
         metavar="EPOCHS",
         help="KID, precision, recall; 0 never; default 20, less often where that would take more than 5 percent of the time",
     )
-    group.add_argument("--keep", type=positive_int, default=3, help="numbered checkpoints kept; default %(default)s")
+    group.add_argument(
+        "--keep", type=positive_int, help="numbered checkpoints kept; default 3, and when resuming as many as there are"
+    )
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
     group.add_argument(
@@ -213,6 +215,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                 parser.error(f"--{name} works in one process; start without torchrun")
     if args.rotation is not None and args.rotation > 45:
         parser.error("--rotation goes up to 45 degrees; quarter turns do the rest")
+    if args.elastic is not None and args.elastic > (args.image_size or 256) / 8:
+        parser.error("--elastic goes up to an eighth of --image_size; beyond, nothing is left of the tissue")
     if args.label_smoothing is not None and args.label_smoothing >= 0.5:
         parser.error("--label_smoothing must be below 0.5, or real and fake change sides")
     if args.run_name and (Path(args.run_name).name != args.run_name or args.run_name.startswith(".")):

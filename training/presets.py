@@ -41,6 +41,14 @@ def training_defaults(model: str, objective: str | None) -> dict:
     return (_IMPROVED if model == "improved" else {}) | _PENALTIES.get(objective, {})
 
 
+def penalties(model: str, objective: str) -> dict[str, float]:
+    """Weights of the gradient penalties that ``model`` is trained with under ``objective``."""
+    if model == "dcgan" and objective == "wgan":
+        # Gulrajani et al. 2017: the penalty is on each image by itself, and batch norm makes every verdict depend on all of them.
+        raise UserError("--objective wgan needs a critic without batch norm, which dcgan's has; use --model improved for it")
+    return {name: training_defaults(model, objective).get(name, 0.0) for name in ("r1", "r2", "gradient_penalty")}
+
+
 def _learning_rates(typed: dict) -> dict[str, float]:
     """The improved model's, larger for larger batches, said in a line. typed: the flags that were."""
     size = typed.get("batch_size", TrainConfig.batch_size)
@@ -57,6 +65,7 @@ def new_config(args: argparse.Namespace, augmentation: dict[str, float], labels:
     typed = options.given(args, options.RUN_FLAGS)
     model = args.model or DEFAULT_MODEL
     defaults = training_defaults(model, typed.get("objective"))
+    penalties(model, typed.get("objective", TrainConfig.objective))  # raises UserError where the two do not go together
     if model == "improved":
         defaults |= _learning_rates(typed)
     condition = args.condition or _condition_for(labels())
@@ -115,5 +124,7 @@ def check_same_networks(args: argparse.Namespace, model: ModelConfig) -> None:
         "window": model.seen,
     }
     for name, value in options.given(args, options.MODEL_FLAGS).items():
+        if name in ("grow_from", "window"):
+            value = min(value, model.image_size)  # as where the run began
         if model.model != "improved" or value != held[name]:
             raise UserError(f"--{name} {value} contradicts the checkpoint's networks; leave it out to go on with that run")

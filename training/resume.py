@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError
 from common.progress import say
+from common.storage import Place, place
 from models.config import ModelConfig
 from models.dcgan import from_legacy
-from training import checkpoint, options
+from training import checkpoint, options, presets
 from training.config import TrainConfig
+from training.guard import DivergedError, check_finite
 from training.trainer import Trainer
 
 
@@ -43,10 +46,20 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
     return path, state
 
 
+def patches_of(args: argparse.Namespace, state: dict | None) -> Place:
+    """The folder that --patches names, else that of the run, else datasets/patches; a change is said."""
+    held = str(state["config"].get("patches", "")) if state and isinstance(state.get("config"), dict) else ""
+    if isinstance(args.patches, Path) and held and str(args.patches) != held:
+        say(f"note: the run was trained on {held} until now and goes on with {args.patches}")
+    return args.patches or place(held or "datasets/patches")
+
+
 def take_over_legacy(path: Path, generator: dict) -> dict:
     """A bare DCGAN generator (and D_final.pt beside it) as the start of a run; its files are kept under other names."""
     beside = path.with_name("D_final.pt")
     discriminator = checkpoint.load(beside) if beside.exists() else None
+    if discriminator and not checkpoint.is_plain_state_dict(discriminator):
+        raise UserError(f"{path} holds bare weights and {beside.name} beside it does not; move that away to go on without it")
     model, generator, discriminator = from_legacy(generator, discriminator)
     for file in (path, beside):
         if file.exists():
@@ -72,15 +85,28 @@ def merged_config(args: argparse.Namespace, state: dict, augmentation_defaults: 
             raise UserError(
                 f"--{name} {getattr(args, name)} contradicts the checkpoint's {value}; leave it out to go on with that run"
             )
+    if typed.get("objective", config.objective) != config.objective:
+        penalties = presets.penalties(model.model, typed["objective"])
+        say(f"--objective {typed['objective']} brings its own penalties: {', '.join(f'--{n} {w:g}' for n, w in penalties.items())}")
+        typed = penalties | typed
     return replace(config, patches=str(args.patches), augmentation=config.augmentation | augmentation, **typed)
 
 
-def restore(trainer: Trainer, state: dict) -> None:
-    """Bring the trainer to where the checkpoint was."""
+def restore(trainer: Trainer, state: dict, folder: Path) -> None:
+    """Bring the trainer to where the checkpoint was; a better best.pt in ``folder``, of what came after it, stays the best."""
     if "legacy" in state:
         trainer.restore_legacy(*state["legacy"])
         return
+    if len(state["classes"]) != trainer.model.num_classes or not isinstance(state["progress"], dict):
+        raise UserError("the checkpoint does not fit its own description (its classes or its progress); use another one")
     trainer.restore(state)
+    try:
+        check_finite(trainer.state())
+    except DivergedError as error:
+        raise UserError(f"the checkpoint is of a run that had diverged: {error}; resume from an earlier one") from error
+    with contextlib.suppress(UserError):  # one that is absent or damaged is written anew
+        best = checkpoint.load(folder / checkpoint.BEST)
+        trainer.best_kid = min(trainer.best_kid, float(best["progress"]["best_kid"]))
     before = state["progress"]["images_per_epoch"]
     if before != trainer.images_per_epoch:
         say(f"note: an epoch was {before} patches and is now {trainer.images_per_epoch}; {trainer.images} images seen count on")

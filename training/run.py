@@ -164,7 +164,7 @@ class Run:
 
     def _go_back(self) -> None:
         self.trainer.restore(checkpoint.load(self.folder / checkpoint.LATEST))
-        self.log.rewind(self.trainer.images)
+        self.log.rewind(self.trainer.images, self.trainer.epoch)
         self.meter.clear()
 
     def _make_room(self, error: torch.OutOfMemoryError) -> None:
@@ -255,9 +255,9 @@ class Run:
         if self.meter.images == 0:
             return
         trainer, means = self.trainer, self.meter.read()
-        left = (trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
+        left = max(0, trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
         row = {"epoch": trainer.epoch, "res": trainer.resolution} | means
-        row |= self._held_out_accuracy() | {"augment": trainer.strength}
+        row |= self._held_out_accuracy() | {"augment": trainer.strength if trainer.config.adaptive else 0.0}
         row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
         self.log.line(self._as_text(row))
         self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)

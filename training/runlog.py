@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +49,14 @@ class RunLog:
 
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
-    def rewind(self, images: int) -> None:
-        """Before resuming at ``images`` seen: set rows beyond it aside in metrics.superseded.jsonl, drop a half-written line."""
+    def rewind(self, images: int, epoch: float) -> None:
+        """Before resuming at ``images`` seen, ``epoch`` epochs: set aside what lies beyond, drop a half-written line.
+
+        Rows go to metrics.superseded.jsonl, pictures get the name superseded_epoch_0020.png.
+        """
+        for path in (self.folder / "samples").glob("epoch_*.png"):
+            if (match := re.fullmatch(r"epoch_(\d+)\.png", path.name)) and int(match[1]) > round(epoch):
+                path.replace(path.with_name(f"superseded_{path.name}"))
         path = self.folder / METRICS
         rows, torn = read_metrics(path)
         beyond = [row for row in rows if row.get("images", 0) > images]
@@ -69,11 +77,10 @@ class RunLog:
         """Append numbers to metrics.jsonl (and TensorBoard, over images seen). NaN and infinity become null, valid JSON."""
         finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         _append(self.folder / METRICS, json.dumps({"images": images} | finite))
-        if self._board is not None:
-            for key, value in finite.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(key, value, images)
-            self._board.flush()
+        for key, value in finite.items():
+            if isinstance(value, int | float):
+                self._on_board(lambda board, key=key, value=value: board.add_scalar(key, value, images))
+        self._on_board(lambda board: board.flush())
 
     def picture(self, name: str, image: Image.Image, images: int) -> None:
         """Keep an RGB image as samples/NAME. Pillow's own encoder would take as long for a grid as the generator does."""
@@ -83,13 +90,21 @@ class RunLog:
                 file.write(png(np.asarray(image)))
         except OSError as error:
             say(f"warning: {path} could not be written ({error}); training goes on")
-        if self._board is not None:
-            self._board.add_image("samples", np.asarray(image), images, dataformats="HWC")
+        self._on_board(lambda board: board.add_image("samples", np.asarray(image), images, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush TensorBoard."""
-        if self._board is not None:
-            self._board.close()
+        self._on_board(lambda board: board.close())
+
+    def _on_board(self, write: Callable) -> None:
+        """Write to TensorBoard's files where they were asked for; where that fails, the run goes on without them."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+        except OSError as error:
+            self._board = None
+            say(f"warning: TensorBoard's files could not be written ({error}); training goes on without them")
 
 
 class SilentLog:

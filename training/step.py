@@ -253,7 +253,7 @@ class GanStep:
         loss = losses.discriminator_loss(self.config.objective, real_logits, fake_logits, self.config.label_smoothing)
         total = loss + self.config.penalty_every * self._penalties(seen, fake) if penalise else loss
         (self._share * total).backward()
-        accuracy = [(real_logits > 0).float().mean(), (fake_logits < 0).float().mean()]
+        accuracy = losses.judged_rightly(self.config.objective, real_logits, fake_logits)
         return self._share * torch.stack([loss.detach(), *accuracy])
 
     def _penalties(self, seen: Seen, fake: list[Tensor]) -> Tensor | float:

@@ -129,7 +129,7 @@ class Trainer:
             self.best_kid = float(state["progress"]["best_kid"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
             self._verdicts = list(state["verdicts"].to(self.device)) if "verdicts" in state else []
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
             ) from error
@@ -192,7 +192,9 @@ class Trainer:
 
         Drawn on the CPU and for the whole batch: a run is the same on any device and for any number of processes.
         """
-        mine, random = slice(self.processes.rank, None, self.processes.world), torch.Generator().manual_seed(seed)
+        # Of a seed of their own: the step's is the augmentation's, which would draw the same numbers.
+        mine, random = slice(self.processes.rank, None, self.processes.world), torch.Generator()
+        random.manual_seed(derive_seed(seed, "latents"))
         z = self._moved(torch.randn(count, self.model.latent_dim, generator=random)[mine])
         if view is None or not view.windowed:
             return z, None

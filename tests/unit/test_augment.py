@@ -19,23 +19,23 @@ def tissue(size: int, seed: int = 0) -> torch.Tensor:
 
 def test_off_is_the_identity():
     pixels = tissue(32)
-    assert torch.equal(Augmentation(**OFF)(pixels, 32, 0), pixels.float() / 127.5 - 1)
+    assert torch.equal(Augmentation(**OFF)(pixels, 0), pixels.float() / 127.5 - 1)
 
 
 def test_the_same_seed_gives_the_same_image_whatever_came_before():
     augmentation = Augmentation(rotation=20, elastic=1, color_jitter=0.2, stain_jitter=0.2, noise=5)
-    pixels = tissue(augmentation.canvas_size(32))
-    first = augmentation(pixels, 32, 7)
+    pixels = tissue(32)
+    first = augmentation(pixels, 7)
     torch.rand(10)
     before = torch.get_rng_state()
-    assert torch.equal(augmentation(pixels, 32, 7), first)
+    assert torch.equal(augmentation(pixels, 7), first)
     assert torch.equal(torch.get_rng_state(), before)  # training's own random numbers are left alone
-    assert not torch.equal(augmentation(pixels, 32, 8), first)
+    assert not torch.equal(augmentation(pixels, 8), first)
 
 
 def test_flips_and_quarter_turns_reach_all_eight_symmetries_and_no_other():
     pixels = tissue(8)
-    turned = {tuple(Augmentation()(pixels, 8, seed).flatten().tolist()) for seed in range(300)}
+    turned = {tuple(Augmentation()(pixels, seed).flatten().tolist()) for seed in range(300)}
     square = pixels.float() / 127.5 - 1
     symmetries = {tuple(view.rot90(turn, (-2, -1)).flatten().tolist()) for view in (square, square.flip(-1)) for turn in range(4)}
     assert turned == symmetries
@@ -45,17 +45,24 @@ def test_flips_and_quarter_turns_reach_all_eight_symmetries_and_no_other():
 def test_no_border_enters_the_picture(strength):
     augmentation = Augmentation(**OFF, **strength)
     size = 48
-    canvas = augmentation.canvas_size(size)
-    assert canvas > size
-    light = torch.full((3, canvas, canvas), 200, dtype=torch.uint8)
+    assert augmentation.margin(size) > 0
+    light = torch.full((3, size, size), 200, dtype=torch.uint8)
     for seed in range(60):
-        image = augmentation(light, size, seed)
+        image = augmentation(light, seed)
         assert image.shape == (3, size, size)
         assert image.min() > 200 / 127.5 - 1 - 0.02, f"a border shows for seed {seed}"
 
 
-def test_canvas_holds_the_turned_square():
-    assert Augmentation(rotation=45).canvas_size(100) == math.ceil(100 * math.sqrt(2))
+def test_the_margin_holds_the_turned_square():
+    assert 100 + 2 * Augmentation(rotation=45).margin(100) == pytest.approx(100 * math.sqrt(2), abs=2)
+
+
+@pytest.mark.parametrize("strength", [{"rotation": 45.0}, {"elastic": 2.0}])
+def test_turning_and_bending_leave_the_magnification(strength):
+    disc = ((torch.arange(96) - 47.5).square()[:, None] + (torch.arange(96) - 47.5).square() < 20.0**2).to(torch.uint8) * 200
+    pixels = disc.expand(3, -1, -1).contiguous()
+    areas = [(Augmentation(**OFF, **strength)(pixels, seed)[0] > 100 / 127.5 - 1).sum().item() for seed in range(30)]
+    assert sum(areas) / len(areas) == pytest.approx((disc > 0).sum().item(), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -63,15 +70,15 @@ def test_canvas_holds_the_turned_square():
 )
 def test_each_kind_changes_the_picture_and_stays_in_range(name, strength):
     augmentation = Augmentation(**OFF, **{name: strength})
-    pixels = tissue(augmentation.canvas_size(32))
-    images = torch.stack([augmentation(pixels, 32, seed) for seed in range(5)])
+    pixels = tissue(32)
+    images = torch.stack([augmentation(pixels, seed) for seed in range(5)])
     assert images.min() >= -1 and images.max() <= 1
     assert images.std(dim=0).mean() > 0.01
 
 
 def test_noise_has_the_strength_it_says():
     grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
-    image = Augmentation(**OFF, noise=10.0)(grey, 64, 0)
+    image = Augmentation(**OFF, noise=10.0)(grey, 0)
     assert image.std().item() * 127.5 == pytest.approx(10.0, rel=0.1)
 
 

@@ -83,6 +83,22 @@ def test_newest_whole_falls_back_and_says_why(tmp_path):
         checkpoint.newest_whole(tmp_path / "nowhere")
 
 
+def test_latest_comes_first_whatever_a_copy_did_to_the_times(tmp_path):
+    for age, name in enumerate(("epoch_0010.pt", "epoch_0020.pt", "latest.pt")):
+        checkpoint.save(tmp_path / name, state(age))
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert checkpoint.newest_whole(tmp_path)[0].name == "latest.pt"
+    assert [path.name for path in checkpoint.all_numbered(tmp_path)] == ["epoch_0010.pt", "epoch_0020.pt"]
+
+
+def test_prune_goes_by_time_and_not_by_number(tmp_path):
+    for age, name in enumerate(("epoch_0003.pt", "epoch_0004.pt", "epoch_0009.pt")):  # gone back from 9 to 2, and on
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    checkpoint.prune(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch_0003.pt", "epoch_0004.pt"}
+
+
 def test_prune_keeps_the_newest_numbered_and_all_named_ones(tmp_path):
     for name in ("epoch_0010.pt", "epoch_0020.pt", "epoch_0100.pt", "best.pt", "latest.pt", "G_final.pt", "mine.pt"):
         (tmp_path / name).write_text("x")

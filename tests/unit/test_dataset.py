@@ -166,6 +166,25 @@ def test_training_keeps_the_numbering_of_a_checkpoint(folder):
     assert dataset.label(0) == ["gleason4", "benign"].index(dataset.files[0].label)
 
 
+def test_classes_are_those_of_the_training_patches(tmp_path, capsys):
+    rows = []
+    for number, label in enumerate(["benign", "gleason4"] * 3 + ["benign", "gleason5"]):
+        path, split = f"{label}/s{number}_0_0.png", "train" if number < 6 else "test"
+        draw_patch(tmp_path / path, number)
+        rows.append(Patch(path, f"s{number}", "radboud", 4, "4+4", label, 0, 0, 0, 0.5, 0.9, 50.0, split))
+    write_manifest(tmp_path, rows)
+    dataset = PatchDataset(tmp_path, SIZE, "label")
+    assert dataset.classes == ["benign", "gleason4"]
+    assert [file.label for file in dataset.other_split("test").files] == ["benign"]
+    assert "only held-out patches are of gleason5" in capsys.readouterr().out
+
+
+def test_grey_values_of_sixteen_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((SIZE, SIZE), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        decode(tmp_path / "deep.png", SIZE)
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_the_common_stain_does_not_need_every_patch(folder, place):
     """The first and the last training patch are among those that the stain is taken from."""

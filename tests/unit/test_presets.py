@@ -43,6 +43,14 @@ def test_larger_batches_learn_at_larger_rates(capsys):
     assert rates(capsys, batch_size=32, model="dcgan") == (2e-4, 2e-4, "")
 
 
+def test_penalties_follow_the_objective_and_dcgan_has_no_critic():
+    assert presets.penalties("improved", "wgan") == {"r1": 0.0, "r2": 0.0, "gradient_penalty": 10.0}
+    assert presets.penalties("improved", "non_saturating") == {"r1": 0.5, "r2": 0.0, "gradient_penalty": 0.0}
+    values = dict.fromkeys(options.RUN_FLAGS) | {"patches": "p", "condition": "none", "model": "dcgan", "objective": "wgan"}
+    with pytest.raises(UserError, match="batch norm.*--model improved"):
+        presets.new_config(Namespace(**values), {}, set)
+
+
 def test_the_preset_follows_the_machine_and_a_typed_one_wins():
     small, large = (presets.model_config(flags(), 3, torch.device(kind)) for kind in ("cpu", "cuda"))
     assert small.g_channels[0] < large.g_channels[0]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from training.lock import lock_folder
@@ -21,7 +22,14 @@ def test_rewind_sets_later_rows_aside_and_drops_a_torn_line(tmp_path):
         log.metrics({"loss": 1.0}, images)
     with open(tmp_path / METRICS, "a") as file:
         file.write('{"images": 32, "lo')
-    log.rewind(16)
+    for epoch in (1, 2, 3):
+        log.picture(f"epoch_{epoch:04d}.png", Image.new("RGB", (8, 8)), epoch)
+    log.rewind(16, 2.0)
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {
+        "epoch_0001.png",
+        "epoch_0002.png",
+        "superseded_epoch_0003.png",
+    }
     rows, torn = read_metrics(tmp_path / METRICS)
     assert [row["images"] for row in rows] == [8, 16] and not torn
     assert json.loads((tmp_path / "metrics.superseded.jsonl").read_text())["images"] == 24
@@ -39,6 +47,22 @@ def test_a_log_that_cannot_be_written_does_not_raise(tmp_path, capsys):
     (tmp_path / "train.log").mkdir()
     log.line("still here")
     assert "training goes on" in capsys.readouterr().out
+
+
+def test_tensorboard_files_that_cannot_be_written_do_not_end_the_training(tmp_path, capsys):
+    class Full:
+        def __getattr__(self, name):
+            def write(*_, **__):
+                raise OSError(28, "No space left on device")
+
+            return write
+
+    log = RunLog(tmp_path)
+    log._board = Full()
+    log.metrics({"loss": 1.0}, 8)
+    log.picture("epoch_0001.png", Image.new("RGB", (8, 8)), 8)
+    log.close()
+    assert capsys.readouterr().out.count("training goes on without them") == 1
 
 
 def test_tensorboard_files_appear_on_request(tmp_path):
