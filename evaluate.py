@@ -26,10 +26,11 @@ from common.weights import INSTALL
 from data.copies import at_hand
 from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
 from data.holdout import TRAINED_ON, slide_of, train_and_held_out
-from metrics.copies import SIDE, Gallery
+from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import backbone, inception
 from metrics.images import ImageSet, choose, draw_set, read_images
+from metrics.pixel_search import SIDE
 from metrics.report import write_report
 from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
@@ -132,7 +133,7 @@ def main() -> int:
         "real": args.patches,
         "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
         "number generated": len(sets.fake),
-        "number of training patches": f"{len(sets.train)} of {len(train)} (copies: all)",
+        "number of training patches": f"{len(sets.train)} of {len(train)} (pixels of copies: all)",
         "number of held-out patches": len(sets.held_out),
         "resize filter": "area averaging where images are larger; 299 x 299 for Inception by TensorFlow 1's bilinear filter",
         "seed": args.seed,
