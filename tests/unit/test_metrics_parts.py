@@ -81,9 +81,31 @@ def test_good_images_help_where_real_ones_are_few_and_noise_does_not():
     section = utility_section(few, held_out, good, 0)
     wrong = Labelled(good.features, np.roll(good.labels, 60), good.groups)
     worse = utility_section(few, held_out, wrong, 0)
-    assert section.numbers["gain"]["mean"] > worse.numbers["gain"]["mean"] + 0.05
-    assert worse.numbers["generated"]["mean"] < 0.4 < section.numbers["generated"]["mean"]
+    assert section.numbers["gain"]["value"] > worse.numbers["gain"]["value"] + 0.05
+    assert worse.numbers["generated"]["value"] < 0.4 < section.numbers["generated"]["value"]
     assert utility_section(few, held_out, good, 0).numbers == section.numbers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_the_training_patches_gain_nothing(seed):
+    train, held_out = labelled(0, 3.0), labelled(1, 3.0)
+    copies = Labelled(train.features, train.labels, np.arange(180).astype(str))
+    numbers = utility_section(train, held_out, copies, seed).numbers
+    assert numbers["gain"]["value"] == 0 < numbers["gain"]["spread"]
+    some = utility_section(train, held_out, copies.take(np.arange(seed, 180, 2)), seed).numbers["gain"]
+    assert abs(some["value"]) <= 2 * some["spread"]
+    assert len(set(numbers["real"]["runs"])) == 1 and numbers["real"]["spread"] > 0
+
+
+def test_the_error_of_usefulness_knows_how_few_slides_it_was_tested_on():
+    train, held_out, fake = labelled(0, 3.0), labelled(1, 3.0), labelled(2, 3.0)
+    few = Labelled(held_out.features, held_out.labels, np.where(np.arange(180) % 60 < 30, "a", "b"))
+    one = Labelled(held_out.features, held_out.labels, np.array(["a"] * 180))
+    spread = {
+        name: utility_section(train, part, fake, 0).numbers["real"]["spread"]
+        for name, part in (("twelve", held_out), ("two", few), ("one", one))
+    }
+    assert all(0.005 < value < 0.1 for value in spread.values())
 
 
 def test_unlabelled_images_leave_the_questions_open():
