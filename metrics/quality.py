@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from metrics.distances import UNBIASED_FID, coverage_metrics, fid, kid
-from metrics.images import ImageSet, choose
+from metrics.images import MIN_IMAGES, ImageSet, choose
 from metrics.section import Section, Table, number
-
-MIN_IMAGES = 20  # on each side, below which a distance says nothing
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ def quality_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, spaces:
     """Distances against held-out slides and training patches, with the floor, per label and per provider."""
     numbers = {space.network: _space_numbers(train, held_out, fake, space, seed) for space in spaces}
     section = Section("distances", "Distance from real tissue", _EXPLANATION, numbers)
+    if min(map(len, (train, held_out, fake))) < MIN_IMAGES:
+        section.untested.append(f"Distances were not measured: fewer than {MIN_IMAGES} images.")
     for network, values in numbers.items():
         section.tables.append(_table(f"All images, features of {network}", values["all"]))
         for kind in ("label", "provider"):

@@ -94,7 +94,8 @@ def grades_section(train: Labelled, held_out: Labelled, fake: Labelled) -> Secti
     section = Section("grades", "Do the images look like their grade?", _GRADES)
     classes = shared_classes(train, fake)
     if len(classes) < 2:
-        section.explanation = f"Not tested: fewer than two labels have {MIN_PER_LABEL} images among both real and generated ones."
+        which = f"fewer than two labels have {MIN_PER_LABEL} images among both real and generated ones"
+        section.untested.append(f"Whether the images look like their label was not tested: {which}.")
         return section
     train, held_out, fake = (part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake))
     classifier = Classifier(train)
@@ -114,6 +115,7 @@ def grades_section(train: Labelled, held_out: Labelled, fake: Labelled) -> Secti
 
 def _judge(section: Section, accuracy: dict[str, float], chance: float) -> None:
     if "held-out real" not in accuracy:
+        section.untested.append("Whether the images look like their label was not judged: no held-out patch has any of the labels.")
         return
     limit = chance + FIDELITY_LIMIT * (accuracy["held-out real"] - chance)
     if accuracy["generated"] < limit:
@@ -136,9 +138,8 @@ def utility_section(train: Labelled, held_out: Labelled, fake: Labelled, seed: i
     section = Section("utility", "Are the images useful for training?", _UTILITY)
     classes = shared_classes(train, held_out, fake)
     if len(classes) < 2:
-        section.explanation = (
-            f"Not tested: fewer than two labels have {MIN_PER_LABEL} images in training, held-out and generated sets."
-        )
+        which = f"fewer than two labels have {MIN_PER_LABEL} images in training, held-out and generated sets"
+        section.untested.append(f"Usefulness was not tested: {which}.")
         return section
     scores = _scores(*(part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake)), seed)
     scores["gain"] = scores["real and generated"] - scores["real"]

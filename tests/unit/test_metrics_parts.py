@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from metrics.diversity import diversity_section
-from metrics.images import choose, draw_set, image_set, read_images
+from metrics.images import choose, draw_set, image_set, read_images, side_of
 from metrics.quality import FeatureSets, compare, quality_section
 from metrics.report import write_report
 from metrics.section import Finding, Section, Table
@@ -111,7 +112,7 @@ def test_the_error_of_usefulness_knows_how_few_slides_it_was_tested_on():
 def test_unlabelled_images_leave_the_questions_open():
     bare = Labelled(labelled(2).features, np.array([""] * 180), np.arange(180).astype(str))
     for section in (grades_section(labelled(0), labelled(1), bare), utility_section(labelled(0), labelled(1), bare, 0)):
-        assert section.findings == [] and section.numbers == {} and "Not tested" in section.explanation
+        assert section.findings == [] and section.numbers == {} and "not tested" in section.untested[0]
 
 
 def test_too_few_images_are_not_compared():
@@ -149,8 +150,20 @@ def test_an_unreadable_image_is_named(tmp_path):
     def decode(path, size):
         raise OSError("broken")
 
-    with pytest.raises(UserError, match=r"bad\.png.*broken"):
-        read_images([tmp_path / "bad.png"], decode, 8, "read")
+    def bomb(path, size):
+        raise Image.DecompressionBombError("too large")
+
+    for failing, why in ((decode, "broken"), (bomb, "too large")):
+        with pytest.raises(UserError, match=rf"bad\.png.*{why}"):
+            read_images([tmp_path / "bad.png"], failing, 8, "read")
+
+
+def test_the_side_of_a_picture_that_declares_too_much_is_one_sentence(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.png")
+    assert side_of(tmp_path / "x.png", tmp_path / "x.png") == 30
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"x\.png is not a readable image"):
+        side_of(tmp_path / "x.png", tmp_path / "x.png")
 
 
 def test_the_report_escapes_and_its_json_is_strict(tmp_path):
