@@ -1,6 +1,7 @@
 """Variety, grade fidelity, usefulness, distances by label, and what the sets are made of."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from common.errors import UserError
 from metrics.diversity import diversity_section
 from metrics.images import choose, draw_set, image_set, read_images, side_of
-from metrics.quality import FeatureSets, compare, quality_section
+from metrics.quality import FeatureSets, Pair, compare, quality_section
 from metrics.report import write_report
 from metrics.section import Finding, Section, Table
 from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, utility_section
@@ -117,8 +118,8 @@ def test_unlabelled_images_leave_the_questions_open():
 
 def test_too_few_images_are_not_compared():
     part = labelled(0)
-    assert compare(part.features[:5], part.features, part.groups[:5], 0) is None
-    one_slide = compare(part.features, labelled(1).features, np.array(["s"] * 180), 0)
+    assert compare(Pair(part.features[:5], part.features, part.groups[:5]), 5, 0) is None
+    one_slide = compare(Pair(part.features, labelled(1).features, np.array(["s"] * 180)), 180, 0)
     assert one_slide["kid_se"] > 0 and one_slide["fid_biased"]
 
 
@@ -129,6 +130,24 @@ def test_distances_come_for_each_label_with_their_floor():
     assert set(section.numbers["net"]["label"]) == set(LABELS)
     assert section.numbers["net"]["label"]["benign"]["floor"]["n_compared"] == 60
     assert section.numbers["net"]["provider"] == {}
+
+
+def test_a_table_has_one_number_of_images_and_a_provider_its_own_images():
+    train, held_out, fake = (as_images(labelled(seed)) for seed in range(3))
+    hospitals = np.array(["karolinska", "radboud"])[np.arange(180) % 2]
+    train, held_out = (replace(part, providers=hospitals) for part in (train, held_out))
+    space = FeatureSets("net", labelled(0).features, labelled(1).features[:100], labelled(2).features)
+    sets = train, held_out.take(np.arange(100)), fake
+    section = quality_section(*sets, [space], 0)
+    assert {row["n_equal"] for row in section.numbers["net"]["all"].values()} == {100}
+    assert "precision to coverage from 100 of each" in section.tables[0].caption
+    assert section.summary[0].startswith("KID x1000 of the images: ") and "the floor" in section.summary[0]
+    unnamed = section.numbers["net"]["provider"]["radboud"]
+    assert unnamed["generated of no known provider"]["n_compared"] == 180 and unnamed["floor"]["n_compared"] == 50
+    labels = np.char.add(np.char.add(LABELS, "-"), np.repeat(["radboud", "karolinska"], [120, 60]))
+    named = quality_section(*sets[:2], replace(fake, labels=labels), [space], 0).numbers["net"]["provider"]
+    assert named["radboud"]["generated"]["n_compared"] == 120 and named["karolinska"]["generated"]["n_compared"] == 60
+    assert {row["n_equal"] for pair in named.values() for row in pair.values()} == {50}
 
 
 def test_drawn_labels_keep_the_real_proportions():
