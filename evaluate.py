@@ -15,22 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common import cli
-from common.errors import UserError
 from common.labels import known
 from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
 from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
-from data.holdout import TRAINED_ON, slide_of, train_and_held_out
-from metrics.copies import SIDE, Gallery
+from data.holdout import TRAINED_ON, groups_of, slide_of, train_and_held_out
+from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import backbone, inception
-from metrics.images import ImageSet, choose, draw_set, read_images
-from metrics.report import write_report
+from metrics.images import ImageSet, choose, draw_set, read_images, side_of
+from metrics.pixel_search import SIDE
+from metrics.report import headline, write_report
 from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.compare import compare_runs
@@ -64,21 +63,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_set(folder: Path, files: list[PatchFile], size: int, condition: str, what: str) -> ImageSet:
-    """Decoded images with what is known about each."""
+def read_set(folder: Path, files: list[PatchFile], groups: list[str], size: int, condition: str, what: str) -> ImageSet:
+    """Decoded images with what is known about each. groups: their slides."""
     images = read_images([folder / file.path for file in files], reader(folder), size, f"read {what}")
     labels = [known(class_of(file, condition)) for file in files]
-    columns = ([file.path for file in files], labels, [file.data_provider for file in files], [slide_of(file) for file in files])
+    columns = ([file.path for file in files], labels, [file.data_provider for file in files], groups)
     return ImageSet(images, *map(np.array, columns))
-
-
-def side_of(folder: Path, files: list[PatchFile]) -> int:
-    """Smaller side of the first image, in pixels."""
-    try:
-        with Image.open(content_of(folder, files[0].path)) as image:
-            return min(image.size)
-    except OSError as error:
-        raise UserError(f"{folder / files[0].path} is not a readable image ({error}); remove it") from error
 
 
 def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made: list[PatchFile], device: torch.device) -> Sets:
@@ -87,7 +77,9 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
     sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
     names = sampler.labels if sampler else {file.label for file in made}
     condition = condition_of(names)
-    size = min(sampler.image_size if sampler else side_of(args.images, made), side_of(args.patches, train))
+    first = [(args.patches, train[0].path), *([] if sampler else [(args.images, made[0].path)])]
+    sides = [side_of(content_of(folder, path), folder / path) for folder, path in first]
+    size = min(sides + ([sampler.image_size] if sampler else []))
     read, names = reader(args.patches), np.array([file.path for file in train])
     gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")
     every = [train[index] for index in choose(len(train), args.max_images, args.seed)]
@@ -96,10 +88,10 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
         fake = draw_set(sampler.sample, sampler.labels, [class_of(file, condition) for file in train], args.max_images, args.seed)
     else:
         chosen = [made[index] for index in choose(len(made), args.max_images, args.seed)]
-        fake = read_set(args.images, chosen, size, "label", "generated images")
+        fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")
     return Sets(
-        read_set(args.patches, every, size, condition, "training patches"),
-        read_set(args.patches, some, size, condition, "held-out patches"),
+        read_set(args.patches, every, [slide_of(file) for file in every], size, condition, "training patches"),
+        read_set(args.patches, some, [slide_of(file) for file in some], size, condition, "held-out patches"),
         fake,
         Gallery(gallery, names, lambda index: read(args.patches / names[index], size)),
     )
@@ -109,6 +101,8 @@ def main() -> int:
     args = parse_arguments()
     if args.compare:
         return compare_runs(*args.compare, args.out)
+    for folder in (args.out, args.cache):
+        folder.mkdir(parents=True, exist_ok=True)  # a name that cannot be one is told before the work
     args.patches = at_hand(args.patches)
     together, device = processes.join(choose_device(args.device))
     train, held_out = real = train_and_held_out(args.patches)
@@ -121,6 +115,7 @@ def main() -> int:
         networks = Networks(networks.standard, second, backbone("efficientnet-lite0-local", digest, lite0.local, device, 64))
     else:
         notes.append(f"No second feature space, and copies were sought by pixels alone: run {INSTALL}")
+    notes += [f"Left out, as asked: {', '.join(args.skip)}."] if args.skip else []
     sets = load_sets(args, real, made, device)
     cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
     sections = assess(sets, networks.shared(together.run, together.world), args.seed, args.skip, cache)
@@ -132,16 +127,14 @@ def main() -> int:
         "real": args.patches,
         "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
         "number generated": len(sets.fake),
-        "number of training patches": f"{len(sets.train)} of {len(train)} (copies: all)",
+        "number of training patches": f"{len(sets.train)} of {len(train)} (pixels of copies: all)",
         "number of held-out patches": len(sets.held_out),
         "resize filter": "area averaging where images are larger; 299 x 299 for Inception by TensorFlow 1's bilinear filter",
         "seed": args.seed,
         "weights": ", ".join(f"{e.name}: {e.weights}" for e in vars(networks).values() if e),
-        "left out": ", ".join(args.skip) or "nothing",
     }
     write_report(args.out, "How good are these images?", {name: str(value) for name, value in settings.items()}, notes, sections)
-    found = [finding.text for section in sections for finding in section.findings]
-    say("\n".join(["note: " + text for text in notes] + (["found: " + text for text in found] or ["no fault found"])))
+    say("\n".join(headline(notes, sections)))
     say(f"report: {args.out / 'report.html'}")
     return 0
 

@@ -25,8 +25,8 @@ from data.copies import at_hand
 from data.dataset import class_of, condition_of, reader
 from data.holdout import train_and_held_out
 from metrics.features import backbone
-from metrics.images import choose, image_set, read_images
-from metrics.selection import LabelJudge, best_of
+from metrics.images import ImageSet, choose, image_set, read_images
+from metrics.selection import LabelJudge, best_of, digest
 from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.device import choose_device
@@ -114,29 +114,33 @@ def write(sampler: Sampler, args: argparse.Namespace, together: Processes) -> No
     """--num images into --out, shared evenly among the labels."""
     labels = labels_of(sampler, args.label)
     shares = {label: args.num // len(labels) + (rank < args.num % len(labels)) for rank, label in enumerate(labels)}
-    digest = sha256(args.checkpoint)
-    origin = Origin(args.seed, sampler.truncation, args.checkpoint.as_posix(), digest, args.best_of, sampler.guidance)
+    shares = {label: count for label, count in shares.items() if count}  # an ImageFolder has no empty classes
+    judging = judging_patches(sampler, args.patches) if args.best_of > 1 else None
+    made = args.seed, sampler.truncation, args.checkpoint.as_posix(), sha256(args.checkpoint), args.best_of, sampler.guidance
+    origin = Origin(*made, digest(judging) if judging else "")
 
     def prepare():
-        if args.best_of == 1:
-            return sampler.sample
-        return best_of(sampler.sample, label_judge(sampler, args.patches, labels), args.best_of)
+        return best_of(sampler.sample, label_judge(sampler, judging, labels), args.best_of) if judging else sampler.sample
 
     write_images(prepare, shares, args.out, origin, together)
 
 
-def label_judge(sampler: Sampler, folder: Place, asked: list[str]) -> LabelJudge:
-    """What the training patches of a folder teach about the model's labels, at the size of its images."""
+def judging_patches(sampler: Sampler, folder: Place) -> ImageSet:
+    """Training patches of a folder, with the model's labels and at the size of its images."""
     if not sampler.labels:
         raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
     folder, condition = at_hand(folder), condition_of(sampler.labels)
     files = train_and_held_out(folder)[0]
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
-    labels = [known(class_of(file, condition)) for file in files]
+    return image_set(images, [known(class_of(file, condition)) for file in files])
+
+
+def label_judge(sampler: Sampler, patches: ImageSet, asked: list[str]) -> LabelJudge:
+    """What the patches teach about their labels, to EfficientNet-Lite0's features."""
     lite0, device = Lite0().to(sampler.device, memory_format=torch.channels_last), str(sampler.device)
     extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, lite0.fine_statistics, device, sampler.image_size)
-    return LabelJudge(image_set(images, labels), asked, extractor)
+    return LabelJudge(patches, asked, extractor)
 
 
 def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from common.errors import UserError
 from data.dataset import PatchFile, list_patches
+from data.manifest import NAME
 from data.panda import SlideRecord, split_by_slide
+from data.shards import is_sharded
 
 SHARE = 0.2
 MIN_PATCHES = 20
@@ -22,6 +24,15 @@ def slide_of(file: PatchFile) -> str:
     """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's image stands for itself."""
     match = re.fullmatch(r"(.+)_\d+_\d+", Path(file.path).stem)
     return match[1] if match else file.path
+
+
+def groups_of(folder: Path, files: list[PatchFile]) -> list[str]:
+    """The slide of each image to be judged; without a manifest, which makes them patches, each stands for itself.
+
+    Other programs number their images, and sample_3_0001.png is of no slide "sample".
+    """
+    of_slides = (folder / NAME).exists() or is_sharded(folder)
+    return [slide_of(file) if of_slides else file.path for file in files]
 
 
 def train_and_held_out(folder: Path) -> tuple[list[PatchFile], list[PatchFile]]:

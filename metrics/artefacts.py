@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.html import figure_uri
+from metrics.images import MIN_IMAGES
 from metrics.section import Finding, Section, Table, worst
 from metrics.stationarity import optical_density
 
@@ -92,6 +93,9 @@ def between_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def artefacts_section(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray, train_groups: np.ndarray) -> Section:
     """Dead corners, periodic patterns and colour of generated images against training patches, held-out patches as control."""
     section = Section("artefacts", "Corners, patterns, colour", _EXPLANATION)
+    if len(fake) < MIN_IMAGES:
+        section.untested.append(f"Corners, patterns and colour were not tested: fewer than {MIN_IMAGES} images.")
+        return section
     _corners(section, fake, train, held_out)
     _periods(section, fake, train, held_out)
     _colours(section, fake, train, held_out, train_groups)

@@ -39,18 +39,26 @@ def kid(real: np.ndarray, fake: np.ndarray, real_groups: np.ndarray | None = Non
 
     The unbiased estimate over all images instead of a mean over random subsets. The error is the delete-one jackknife's; with
     ``real_groups`` (M,), the slide of each real image, whole slides are left out in turn: patches of one slide are not
-    independent, and an error that ignores it is too small.
+    independent, and an error that ignores it is too small. Where fewer than two slides leave others behind, single images are left
+    out.
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    if real_groups is not None and _leaving_two(np.unique(real_groups, return_counts=True)[1]).sum() < 2:
+        real_groups = None
     within_real, within_fake, across = _KernelSums(real, real_groups), _KernelSums(fake), _cross_sums(real, fake)
     value = within_real.mean + within_fake.mean - 2 * across[0].mean() / len(fake)
-    real_side = within_real.without() - 2 * _mean_without(across[0], within_real.groups, len(fake))
-    fake_side = within_fake.without() - 2 * _mean_without(across[1], within_fake.groups, len(real))
+    real_side = within_real.without() - 2 * _mean_without(across[0], within_real, len(fake))
+    fake_side = within_fake.without() - 2 * _mean_without(across[1], within_fake, len(real))
     return float(value), float(np.sqrt(_jackknife_variance(real_side) + _jackknife_variance(fake_side)))
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _leaving_two(sizes: np.ndarray) -> np.ndarray:
+    """(G,) bool: without this group at least two members are left, the fewest that have a mean over pairs."""
+    return sizes.sum() - sizes >= 2
 
 
 class _KernelSums:
@@ -71,9 +79,10 @@ class _KernelSums:
         self.mean = self.total / (len(features) * (len(features) - 1))
 
     def without(self) -> np.ndarray:
-        """The mean over pairs when each group in turn is left out, (G,)."""
-        left = len(self.groups) - self.sizes
-        return (self.total - self.removed) / (left * (left - 1))
+        """The mean over pairs when each group in turn is left out, (G,) less those that leave too few."""
+        kept = _leaving_two(self.sizes)
+        left = (len(self.groups) - self.sizes)[kept]
+        return (self.total - self.removed[kept]) / (left * (left - 1))
 
 
 def _cross_sums(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,9 +94,9 @@ def _cross_sums(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndar
     return rows, columns
 
 
-def _mean_without(sums: np.ndarray, groups: np.ndarray, others: int) -> np.ndarray:
-    sizes = np.bincount(groups)
-    return (sums.sum() - np.bincount(groups, sums)) / ((len(sums) - sizes) * others)
+def _mean_without(sums: np.ndarray, within: _KernelSums, others: int) -> np.ndarray:
+    kept = _leaving_two(within.sizes)
+    return (sums.sum() - np.bincount(within.groups, sums)[kept]) / ((len(sums) - within.sizes[kept]) * others)
 
 
 def _jackknife_variance(estimates: np.ndarray) -> float:

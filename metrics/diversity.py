@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from metrics.distances import distances, kth_distances
-from metrics.images import ImageSet, choose
+from metrics.images import MIN_IMAGES, ImageSet, choose
 from metrics.section import Finding, Section, Table
 
-MIN_IMAGES = 20
 # Generated over real: held-out labels stay above both limits (docs/evaluation.md).
 SPREAD_LIMIT = 0.75
 NEAREST_LIMIT = 0.6
@@ -42,6 +41,8 @@ def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, featu
         section.numbers[name] = {"generated": generated, "held_out": control}
         rows.append([name, *_cells(generated), *_cells(control), str(len(parts["fake"]))])
         section.findings += _findings(name, generated)
+    if not section.numbers:
+        section.untested.append(f"Variety was not tested: fewer than {MIN_IMAGES} images.")
     columns = ["", "spread", "nearest", "held-out spread", "held-out nearest", "images"]
     section.tables.append(Table("Distances among images over those among equally many training patches", columns, rows))
     return section

@@ -64,7 +64,7 @@ def assess(sets: Sets, networks: Networks, seed: int, skip: Collection[str] = ()
     if "diversity" not in skip:
         sections.append(diversity_section(train, held_out, fake, vars(standard), seed))
     if "copies" not in skip:
-        sections.append(_copies(sets, networks.local, cache))
+        sections.append(_copies(sets, networks, cache))
     if "artefacts" not in skip:
         sections.append(stationarity_section(fake, train, held_out))
         sections.append(artefacts_section(fake.images, train.images, held_out.images, train.groups))
@@ -88,9 +88,9 @@ def _features(sets: Sets, extractor: Extractor, cache: Path | None) -> FeatureSe
     return FeatureSets(extractor.name, **parts)
 
 
-def _copies(sets: Sets, local: Extractor | None, cache: Path | None) -> Section:
-    fake, held_out = sets.fake.images, sets.held_out.images
-    suspicions = pixel_suspicions(fake, held_out, sets.gallery.thumbnails)
+def _copies(sets: Sets, networks: Networks, cache: Path | None) -> Section:
+    fake, held_out, local = sets.fake.images, sets.held_out.images, networks.local
+    suspicions = pixel_suspicions(fake, held_out, sets.gallery.thumbnails, networks.standard.device)
     if local:
         training = extract(sets.train.images, local, "copies: training patches", cache)
         suspicions.append(feature_suspicion(fake, held_out, training, local, cache))

@@ -42,8 +42,8 @@ def extract(images: np.ndarray, extractor: Extractor, what: str | None = "featur
     what: to call it while it runs; None: silent.
     """
     file = cache / f"{extractor.key(images)}.npy" if cache else None
-    if file and file.is_file():
-        return np.load(file, allow_pickle=False)
+    if file and (kept := _kept(file, len(images))) is not None:
+        return kept
     starts = range(0, len(images), extractor.batch)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
         shown = track(starts, what, unit="batches") if what else starts
@@ -54,6 +54,15 @@ def extract(images: np.ndarray, extractor: Extractor, what: str | None = "featur
         with replacing(file, durable=False) as stream:
             np.save(stream, features, allow_pickle=False)
     return features
+
+
+def _kept(file: Path, count: int) -> np.ndarray | None:
+    """The cached features of ``count`` images; None where there are none, or the file is damaged."""
+    try:
+        features = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return features if features.ndim == 2 and len(features) == count else None
 
 
 def _run(images: np.ndarray, extractor: Extractor) -> np.ndarray:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from common.errors import UserError
 from common.labels import known
 from common.progress import track
 
-DECODE_ERRORS = (OSError, ValueError, SyntaxError)
+DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+MIN_IMAGES = 20  # of a set, below which nothing is said of their distribution
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,15 @@ def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray]
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(track(pool.map(one, paths), what, total=len(paths), unit="images")))
+
+
+def side_of(file: Path | BinaryIO, name: Path) -> int:
+    """Smaller side of an image in pixels. name: to call it when it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            return min(image.size)
+    except DECODE_ERRORS as error:
+        raise UserError(f"{name} is not a readable image ({error}); remove it") from error
 
 
 def choose(count: int, limit: int, seed: int) -> np.ndarray:

@@ -14,12 +14,13 @@ _TEMPLATE = """{% extends "page.html" %}
 {% block body %}
 <p class="soft">{{ subtitle }}</p>
 <section><h2>What this evaluation objects to</h2>
+{% for text in summary %}<p>{{ text }}</p>{% endfor %}
 {% if findings %}
 <ul>{% for finding in findings %}<li class="bad">{{ finding.text }}
 <span class="soft">({{ finding.test }}: {{ "%.3g"|format(finding.value) }},
 limit {{ "%.3g"|format(finding.limit) }})</span></li>{% endfor %}</ul>
-{% else %}<p class="good">Nothing: none of the tests below found a fault.</p>{% endif %}
-{% for note in notes %}<p class="warn">{{ note }}</p>{% endfor %}
+{% else %}<p class="good">{{ nothing }}</p>{% endif %}
+{% for note in notes + untested %}<p class="warn">{{ note }}</p>{% endfor %}
 </section>
 {% for section in sections %}
 <section id="{{ section.name }}"><h2>{{ section.title }}</h2><p class="soft">{{ section.explanation }}</p>
@@ -42,12 +43,26 @@ def write_report(folder: Path, title: str, settings: dict, notes: list[str], sec
     """Write ``folder``/metrics.json and ``folder``/report.html. settings: how it was measured. notes: what could not be."""
     findings = [finding for section in sections for finding in section.findings]
     numbers = {section.name: section.numbers for section in sections}
-    record = {"settings": settings, "notes": notes, "findings": [vars(finding) for finding in findings], **numbers}
+    untested, summary = ([text for section in sections for text in getattr(section, name)] for name in ("untested", "summary"))
+    record = {"settings": settings, "notes": notes, "untested": untested, "findings": [vars(finding) for finding in findings]}
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "metrics.json", json.dumps(_plain(record), indent=1, allow_nan=False) + "\n")
+    write_text(folder / "metrics.json", json.dumps(_plain(record | numbers), indent=1, allow_nan=False) + "\n")
     subtitle = f"{settings['generated']} · {settings['number generated']} images at {settings['compared at']}"
-    page = render(_TEMPLATE, title, subtitle=subtitle, findings=findings, notes=notes, sections=sections, settings=settings)
+    opening = {"summary": summary, "findings": findings, "nothing": _nothing(notes, untested), "notes": notes, "untested": untested}
+    page = render(_TEMPLATE, title, subtitle=subtitle, sections=sections, settings=settings, **opening)
     write_text(folder / "report.html", page)
+
+
+def headline(notes: list[str], sections: list[Section]) -> list[str]:
+    """What the report opens with, as lines for a terminal."""
+    found = ["found: " + finding.text for section in sections for finding in section.findings]
+    untested = [text for section in sections for text in section.untested]
+    summary = [text for section in sections for text in section.summary]
+    return [*("note: " + text for text in notes + untested), *summary, *(found or [_nothing(notes, untested)])]
+
+
+def _nothing(notes: list[str], untested: list[str]) -> str:
+    return "no fault found" + (" by what was tested; see the notes" if notes or untested else "")
 
 
 def _plain(value):

@@ -28,7 +28,10 @@ class Table:
 
 @dataclass
 class Section:
-    """One part of the report. numbers: goes into metrics.json under ``name``. figures: (caption, data: address) pairs."""
+    """One part of the report. numbers: goes into metrics.json under ``name``. figures: (caption, data: address) pairs.
+
+    summary: what the report opens with whatever was found. untested: what this part should have looked at and did not, sentences.
+    """
 
     name: str
     title: str
@@ -37,6 +40,8 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     figures: list[tuple[str, str]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+    untested: list[str] = field(default_factory=list)
 
 
 def worst(test: str, text: str, names: list[str], values: list[float], limits: list[float]) -> list[Finding]:

@@ -7,6 +7,7 @@ here a classifier of the real training patches chooses.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -38,6 +39,13 @@ class LabelJudge:
     def clarity(self, images: np.ndarray, label: str) -> np.ndarray:
         """Log-probability (N,) of ``label``, one of ``labels``, for images (N, S, S, 3) uint8."""
         return self.classifier.log_probabilities(extract(images, self.extractor, None))[:, self.labels.index(label)]
+
+
+def digest(train: ImageSet) -> str:
+    """SHA-256 of what a judge learns from: images and labels."""
+    found = hashlib.sha256("\n".join(train.labels).encode())
+    found.update(np.ascontiguousarray(train.images))
+    return found.hexdigest()
 
 
 def best_of(sample: Callable[..., np.ndarray], judge: LabelJudge, candidates: int) -> Callable[[int, int, str, int], np.ndarray]:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from scipy.ndimage import uniform_filter
 
 from common.html import figure_uri
-from metrics.images import ImageSet
-from metrics.section import Section, Table, worst
+from metrics.images import MIN_IMAGES, ImageSet
+from metrics.section import Section, Table, number, worst
 
 LIMIT = 6.0  # standard errors: the largest of all positions, fields and scales stays below it on real patches (docs/evaluation.md)
 REAL_MARGIN = 1.3  # times what real patches show, where they are less even than that
@@ -172,22 +172,34 @@ def _all_turns(maps: np.ndarray) -> np.ndarray:
 
 def stationarity_section(fake: ImageSet, train: ImageSet, held_out: ImageSet) -> Section:
     """Evenness of generated images against the training patches, with held-out patches as the control."""
-    reference = position_maps(train.images, train.groups)
-    generated, control = (deviations(position_maps(part.images, part.groups), reference) for part in (fake, held_out))
     section = Section("stationarity", "Does something sit in the same place of every image?", _EXPLANATION)
+    if not (_enough(fake) and _enough(train)):
+        needed = f"it takes {MIN_IMAGES} images of at least two slides, both generated and real"
+        section.untested.append(f"Whether something sits in the same place of every image was not tested: {needed}.")
+        return section
+    reference = position_maps(train.images, train.groups)
+    parts = {"generated": fake} | ({"held-out real": held_out} if _enough(held_out) else {})
+    found = {name: deviations(position_maps(part.images, part.groups), reference) for name, part in parts.items()}
+    generated, control = found["generated"], found.get("held-out real")
     rows, beyond = [], []
     for field in FIELDS:
-        value, real = (float(np.abs(maps[field]).max()) for maps in (generated, control))
-        limit = max(LIMIT, REAL_MARGIN * real)
-        rows.append([field, f"{value:.1f}", f"{real:.1f}", f"{limit:.1f}"])
+        value = float(np.abs(generated[field]).max())
+        real = float(np.abs(control[field]).max()) if control else None
+        limit = max(LIMIT, REAL_MARGIN * (real or 0.0))
+        rows.append([field, f"{value:.1f}", number(real, 1), f"{limit:.1f}"])
         section.numbers[field] = {"generated": value, "held_out": real, "limit": limit}
         beyond.append((f"{field} {where(generated[field])}", value, limit))
     text = "every image has something in the same place: {}"
     section.findings += worst("stationarity", text, *map(list, zip(*beyond, strict=True)))
     columns = ["field", "generated", "held-out real", "limit"]
     section.tables.append(Table("Largest deviation of any position, in standard errors", columns, rows))
-    section.figures.append(("Deviation per position in standard errors", _heat_maps(generated, control)))
+    section.figures.append(("Deviation per position in standard errors", _heat_maps(found)))
     return section
+
+
+def _enough(part: ImageSet) -> bool:
+    """Whether there is a mean and an error of it: the error counts groups (slides; each generated image is one)."""
+    return len(part) >= MIN_IMAGES and len(np.unique(part.groups)) > 1
 
 
 _EXPLANATION = (
@@ -208,10 +220,11 @@ def where(z: np.ndarray) -> str:
     return f"at the {vertical or horizontal} border" if vertical or horizontal else f"inside, around row {row}, column {column}"
 
 
-def _heat_maps(generated: dict[str, np.ndarray], control: dict[str, np.ndarray]) -> str:
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    axes = figure.subplots(2, len(FIELDS))
-    for row, (name, maps) in enumerate((("generated", generated), ("held-out real", control))):
+def _heat_maps(found: dict[str, dict[str, np.ndarray]]) -> str:
+    """A row for each set of maps by field, under its name."""
+    figure = Figure(figsize=(12, 2.5 * len(found)), layout="constrained")
+    axes = figure.subplots(len(found), len(FIELDS), squeeze=False)
+    for row, (name, maps) in enumerate(found.items()):
         for axis, field in zip(axes[row], FIELDS, strict=True):
             picture = axis.imshow(maps[field], cmap="RdBu_r", vmin=-2 * LIMIT, vmax=2 * LIMIT, interpolation="nearest")
             axis.set_title(f"{field}, {name}", fontsize=9)

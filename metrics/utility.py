@@ -16,7 +16,8 @@ from metrics.images import ImageSet
 from metrics.section import Finding, Section, Table
 
 MIN_PER_LABEL = 20
-RUNS = 5
+RUNS = 5  # draws of the generated images
+DRAWS = 20  # of the held-out slides in each
 WEIGHT_DECAY = 1e-2
 FIDELITY_LIMIT = 0.5  # of held-out patches' margin over chance
 
@@ -93,7 +94,8 @@ def grades_section(train: Labelled, held_out: Labelled, fake: Labelled) -> Secti
     section = Section("grades", "Do the images look like their grade?", _GRADES)
     classes = shared_classes(train, fake)
     if len(classes) < 2:
-        section.explanation = f"Not tested: fewer than two labels have {MIN_PER_LABEL} images among both real and generated ones."
+        which = f"fewer than two labels have {MIN_PER_LABEL} images among both real and generated ones"
+        section.untested.append(f"Whether the images look like their label was not tested: {which}.")
         return section
     train, held_out, fake = (part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake))
     classifier = Classifier(train)
@@ -113,6 +115,7 @@ def grades_section(train: Labelled, held_out: Labelled, fake: Labelled) -> Secti
 
 def _judge(section: Section, accuracy: dict[str, float], chance: float) -> None:
     if "held-out real" not in accuracy:
+        section.untested.append("Whether the images look like their label was not judged: no held-out patch has any of the labels.")
         return
     limit = chance + FIDELITY_LIMIT * (accuracy["held-out real"] - chance)
     if accuracy["generated"] < limit:
@@ -128,47 +131,67 @@ _GRADES = (
 
 
 def utility_section(train: Labelled, held_out: Labelled, fake: Labelled, seed: int) -> Section:
-    """The classifier trained on real, generated and both, tested on held-out slides, over RUNS bootstraps of slides and images."""
+    """The classifier trained on real, generated and both, tested on held-out slides.
+
+    spread: root mean square of what draws of generated images and of held-out slides differ by.
+    """
     section = Section("utility", "Are the images useful for training?", _UTILITY)
     classes = shared_classes(train, held_out, fake)
     if len(classes) < 2:
-        section.explanation = (
-            f"Not tested: fewer than two labels have {MIN_PER_LABEL} images in training, held-out and generated sets."
-        )
+        which = f"fewer than two labels have {MIN_PER_LABEL} images in training, held-out and generated sets"
+        section.untested.append(f"Usefulness was not tested: {which}.")
         return section
-    train, held_out, fake = (part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake))
-    scores = {"real": [], "generated": [], "real and generated": []}
-    for run in track(range(RUNS), "usefulness", unit="runs"):
-        draws = np.random.default_rng([seed, run])
-        real, made = train.take(_bootstrap(train, draws)), fake.take(_bootstrap(fake, draws))
-        both = Labelled(*(np.concatenate(pair) for pair in zip(vars(real).values(), vars(made).values(), strict=True)))
-        for name, part in zip(scores, (real, made, both), strict=True):
-            matrix = confusion(held_out.labels, Classifier(part).predict(held_out.features), classes)
-            scores[name].append(balanced_accuracy(matrix))
-    section.numbers = {
-        name: {"mean": np.mean(values), "spread": np.std(values, ddof=1), "runs": values} for name, values in scores.items()
-    }
-    rows = [[name, f"{np.mean(values):.3f}", f"{np.std(values, ddof=1):.3f}"] for name, values in scores.items()]
-    gain = np.subtract(scores["real and generated"], scores["real"])
-    rows.append(["gain of adding generated to real", f"{gain.mean():+.3f}", f"{gain.std(ddof=1):.3f}"])
-    section.numbers["gain"] = {"mean": gain.mean(), "spread": gain.std(ddof=1)}
-    section.tables.append(Table("Balanced accuracy on held-out slides", ["trained on", "mean", "spread over runs"], rows))
+    scores = _scores(*(part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake)), seed)
+    scores["gain"] = scores["real and generated"] - scores["real"]
+    rows = []
+    for name, values in scores.items():
+        value, spread = float(values[0, 0]), float(np.sqrt(((values[1:, 1:] - values[0, 0]) ** 2).mean()))
+        section.numbers[name] = {"value": value, "spread": spread, "runs": values[1:, 0].tolist()}
+        shown = ["gain of adding generated to real", f"{value:+.3f}"] if name == "gain" else [name, f"{value:.3f}"]
+        rows.append([*shown, f"{spread:.3f}"])
+    section.tables.append(Table("Balanced accuracy on held-out slides", ["trained on", "accuracy", "spread over draws"], rows))
     return section
 
 
 _UTILITY = (
-    "The same classifier trained on real patches, on generated images, and on both, tested on real patches of held-out slides. "
-    "Each run draws training slides and generated images anew. Generated images are useful when adding them gains more than "
-    "the spread."
+    "The same classifier trained on all real patches, on all generated images, and on both, tested on patches of held-out slides. "
+    f"For the spread generated images are drawn anew {RUNS} times, and the held-out slides {DRAWS} times for each: few slides are "
+    "seen in it. Generated images are useful when adding them gains more than twice the spread."
 )
 
 
+def _scores(train: Labelled, held_out: Labelled, fake: Labelled, seed: int) -> dict[str, np.ndarray]:
+    """Balanced accuracies (1 + RUNS, 1 + DRAWS) by what was trained on.
+
+    The first row is with all generated images, the others with draws of them; the first column is on all held-out patches, the
+    others on draws of their slides. Training patches are not drawn: the generator saw all of them, and would bring back those that
+    a draw leaves out.
+    """
+    classes = np.unique(train.labels)
+    draws = np.random.default_rng(seed)
+    tests = [np.arange(len(held_out.labels)), *(_bootstrap(held_out, draws) for _ in range(DRAWS))]
+
+    def tested(training: Labelled) -> list[float]:
+        predicted = Classifier(training).predict(held_out.features)
+        return [balanced_accuracy(confusion(held_out.labels[at], predicted[at], classes)) for at in tests]
+
+    scores = {"real": [tested(train)] * (1 + RUNS), "generated": [], "real and generated": []}
+    for run in track(range(1 + RUNS), "usefulness", unit="runs"):
+        made = fake.take(_bootstrap(fake, draws)) if run else fake
+        scores["generated"].append(tested(made))
+        both = Labelled(*(np.concatenate(pair) for pair in zip(vars(train).values(), vars(made).values(), strict=True)))
+        scores["real and generated"].append(tested(both))
+    return {name: np.array(values) for name, values in scores.items()}
+
+
 def _bootstrap(part: Labelled, draws: np.random.Generator) -> np.ndarray:
-    """Indices of whole groups drawn with replacement, redrawn until every label occurs."""
+    """Indices of whole groups, or of single images of one group, drawn with replacement, redrawn until every label occurs."""
     names, which = np.unique(part.groups, return_inverse=True)
-    members = [np.flatnonzero(which == index) for index in range(len(names))]
+    if len(names) == 1:
+        which = np.arange(len(part.groups))
+    members = [np.flatnonzero(which == index) for index in range(which.max() + 1)]
     labels = len(np.unique(part.labels))
     while True:
-        chosen = np.concatenate([members[index] for index in draws.integers(len(names), size=len(names))])
+        chosen = np.concatenate([members[index] for index in draws.integers(len(members), size=len(members))])
         if len(np.unique(part.labels[chosen])) == labels:
             return chosen

@@ -22,7 +22,7 @@ from training.sampling import CHUNK
 class Origin:
     """What the images of a folder have in common, columns of its manifest. best_of: candidates of which each image was chosen.
 
-    guidance: how far labels were moved apart.
+    guidance: how far labels were moved apart. judge: digest of the patches that the judge of best_of learned from, "" without one.
     """
 
     seed: int
@@ -31,11 +31,13 @@ class Origin:
     checkpoint_sha256: str
     best_of: int = 1
     guidance: float = 0.0
+    judge: str = ""
 
     def same(self, row: Mapping[str, str]) -> bool:
         """Whether a row of a manifest is of this origin; where the checkpoint lies does not matter."""
-        theirs = int(row["seed"]), float(row["truncation"]), row["checkpoint_sha256"], int(row["best_of"]), float(row["guidance"])
-        return theirs == (self.seed, self.truncation, self.checkpoint_sha256, self.best_of, self.guidance)
+        numbers = int(row["seed"]), float(row["truncation"]), int(row["best_of"]), float(row["guidance"])
+        theirs = *numbers, row["checkpoint_sha256"], row["judge"]
+        return theirs == (self.seed, self.truncation, self.best_of, self.guidance, self.checkpoint_sha256, self.judge)
 
 
 COLUMNS = ("path", "label", "index", *Origin.__dataclass_fields__)
@@ -93,13 +95,16 @@ def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:
         return {}
     with open(path, encoding="utf-8", newline="") as file:
         try:
-            rows = [{"best_of": "1", "guidance": "0.0"} | row for row in csv.DictReader(file)]  # columns that older manifests lack
+            rows = [
+                {"best_of": "1", "guidance": "0.0", "judge": ""} | row for row in csv.DictReader(file)
+            ]  # columns that older manifests lack
             ours = all(origin.same(row) for row in rows)
             result = {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(f"{path} is damaged or another program's ({error}); choose another --out") from error
     if not ours:
-        raise UserError(f"{out} holds images of another checkpoint, seed, truncation, guidance or --best_of; choose another --out")
+        what = "another checkpoint, seed, truncation, guidance or --best_of, or were chosen by other patches"
+        raise UserError(f"{out} holds images that are of {what}; choose another --out")
     return result
 
 

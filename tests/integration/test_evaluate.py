@@ -73,6 +73,7 @@ def test_the_whole_evaluation(folders, quick_networks, monkeypatch, tmp_path, ca
     assert "copies" in {finding["test"] for finding in record["findings"]}
     assert record["settings"]["compared at"] == "32 x 32 pixels"
     assert "pixels alone" in record["notes"][-1]
+    assert record["settings"]["number of training patches"] == "144 of 144 (pixels of copies: all)"
     parts = {"distances", "diversity", "copies", "stationarity", "artefacts", "grades", "utility"}
     assert parts <= set(record)
     page = (tmp_path / "a" / "report.html").read_text()
@@ -90,7 +91,8 @@ def test_parts_can_be_left_out_and_sets_limited(folders, quick_networks, monkeyp
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["copies"]["n_generated"] == 30
     assert record["copies"]["n_training"] > 100  # copies are sought among all patches
-    assert "distances" not in record and not (tmp_path / "cache").exists()
+    assert "distances" not in record and not list((tmp_path / "cache").iterdir())
+    assert "Left out, as asked: distances" in record["notes"][-1]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,8 @@ def test_parts_can_be_left_out_and_sets_limited(folders, quick_networks, monkeyp
         (["--images", "{root}/nowhere", "--patches", "{root}/real"], 1, "nowhere; run generate.py or name the generated"),
         (["--images", "{root}/made", "--patches", "{root}/made/benign"], 1, "at least 20 of each"),
         (["--checkpoint", "{root}/no.pt", "--patches", "{root}/real"], 1, "no.pt"),
+        (["--images", "{root}/made", "--out", "{root}/made/benign/0-0.png"], 1, "0-0.png: File exists"),
+        (["--images", "{root}/made", "--cache", "{root}/made/benign/0-0.png"], 1, "0-0.png: File exists"),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, code, sentence, folders, quick_networks, monkeypatch, capsys):
@@ -141,12 +145,24 @@ def test_it_says_when_the_patches_to_judge_by_were_trained_on(folders, quick_net
     assert "no split" not in capsys.readouterr().out + (tmp_path / "some/report.html").read_text()
 
 
+def test_three_images_are_not_accused_and_not_cleared_either(folders, quick_networks, monkeypatch, tmp_path, capsys):
+    write(tmp_path / "made", drawn_tissue(3, 32, 5), ["benign"] * 3, "sample_{}_{}.png")
+    arguments = ["--images", tmp_path / "made", "--patches", folders / "real", "--cache", tmp_path / "cache"]
+    assert run(monkeypatch, *arguments, "--out", tmp_path / "out") == 0
+    printed, record = capsys.readouterr().out, json.loads((tmp_path / "out/metrics.json").read_text())
+    assert "no fault found by what was tested; see the notes" in printed
+    assert "no fault found by what was tested; see the notes" in (tmp_path / "out/report.html").read_text()
+    untested = " ".join(record["untested"])
+    for part in ("Distances", "Variety", "same place", "Corners, patterns and colour", "look like their label", "Usefulness"):
+        assert part in untested and part in printed
+
+
 def test_an_unreadable_image_is_named(folders, quick_networks, monkeypatch, tmp_path, capsys):
     write(tmp_path / "made", drawn_tissue(20, 32), ["benign"] * 20, "{}-{}.png")
     (tmp_path / "made" / "benign" / "x.png").write_bytes(b"no image")
     assert run(monkeypatch, "--images", tmp_path / "made", "--patches", folders / "real", "--out", tmp_path / "out") == 1
     assert "x.png is not a readable image" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.fixture(scope="module")

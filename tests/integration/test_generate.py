@@ -49,6 +49,11 @@ def test_without_a_label_all_that_mean_something_share_evenly(weights, tmp_path)
     assert {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir() if path.is_dir()} == {"benign": 11, "gleason4": 10}
 
 
+def test_a_label_without_a_share_has_no_folder(weights, tmp_path):
+    generate(weights, "--num", 1, "--out", tmp_path)
+    assert ImageFolder(tmp_path).classes == ["benign"]
+
+
 def test_more_images_extend_fewer(weights, tmp_path):
     generate(weights, "--num", 5, "--label", "benign", "--out", tmp_path)
     first = pixels(tmp_path)
@@ -90,6 +95,11 @@ def test_the_clearest_are_candidates_and_are_not_mixed_with_others(weights, tmp_
             group = [candidates[f"{label}/{3 * k + j:06d}.png"] for j in range(3)]
             assert any(np.array_equal(chosen[f"{label}/{k:06d}.png"], image) for image in group)
     assert "--best_of" in generate(weights, "--num", 4, "--out", tmp_path / "chosen", expect=1)
+    generate(weights, *flags, "--num", 6)
+    chosen = pixels(tmp_path / "chosen")
+    write_noise_patches(tmp_path / "others", 170, ("benign", "gleason4"))
+    other_judge = generate(weights, *flags, "--num", 8, "--patches", tmp_path / "others", expect=1)
+    assert "chosen by other patches" in other_judge
     assert pixels(tmp_path / "chosen").keys() == chosen.keys()
     assert "patches teach benign, gleason4" in generate(weights, *flags, "--label", "unlabelled", expect=1)
 

@@ -212,3 +212,14 @@ def test_lite0_gives_one_vector_an_image():
     network = Lite0()
     vectors = extract(noise(3, 64), backbone("lite0", "w", network.local, "cpu", 64))
     assert vectors.shape == (3, 152) and network.pooled(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
+
+
+def test_damaged_features_in_the_cache_are_computed_again(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    extractor = Extractor("mean", "", lambda batch: batch.float().mean((2, 3)))
+    whole = extract(images, extractor, None, tmp_path)
+    (file,) = tmp_path.iterdir()
+    for content in (b"", b"no array", file.read_bytes()[:-10]):
+        file.write_bytes(content)
+        assert (extract(images, extractor, None, tmp_path) == whole).all()
+        assert (np.load(file) == whole).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metrics import artefacts
-from metrics.artefacts import artefacts_section, between_groups, dead_corners, periodic_power, power_spectrum
+from metrics.artefacts import artefacts_section, between_groups, colours, dead_corners, periodic_power, power_spectrum
 from tests.drawn_tissue import drawn_tissue
 
 
@@ -95,3 +95,17 @@ def test_spread_between_slides_is_that_of_their_means():
     values = np.array([[0.0], [2], [10], [12]])
     assert between_groups(values, np.array(["a", "a", "b", "b"])) == pytest.approx(np.std([1, 11], ddof=1))
     assert between_groups(values, np.array(["a"] * 4)) == pytest.approx(values.std())
+
+
+def test_a_handful_of_images_is_not_tested_and_it_says_so():
+    section = artefacts_section(np.full((19, SIDE, SIDE, 3), 255, np.uint8), TRAIN, HELD_OUT, GROUPS)
+    assert section.findings == [] and section.numbers == {} and "were not tested" in section.untested[0]
+
+
+def test_colour_is_counted_in_deviations_between_slides_not_patches():
+    drawn = stained(drawn_tissue(200, SIDE), 0)[0]
+    cast = np.clip(FRESH * np.array([1, 1, 0.9]), 0, 255).astype(np.uint8)
+    numbers = artefacts_section(cast, drawn, HELD_OUT, GROUPS).numbers["blue density"]
+    reference, values = colours(drawn)[:, 2], colours(cast)[:, 2]
+    slides = np.array([reference[slide == GROUPS].mean() for slide in range(20)])
+    assert numbers["generated"] == pytest.approx((values.mean() - reference.mean()) / slides.std(ddof=1), rel=0.01)

@@ -3,17 +3,9 @@
 import numpy as np
 import pytest
 
-from metrics.copies import (
-    Gallery,
-    copies_section,
-    feature_suspicion,
-    pixel_matches,
-    pixel_suspicions,
-    sketches,
-    symmetries,
-    undo,
-)
+from metrics.copies import Gallery, copies_section, feature_suspicion, pixel_suspicions
 from metrics.features import Extractor
+from metrics.pixel_search import half_matches, sketches, symmetries, undo, whole_matches
 from tests.drawn_tissue import drawn_tissue
 
 TRAIN, HELD_OUT, FRESH = drawn_tissue(150, 64, 0, 2.5), drawn_tissue(60, 64, 1, 2.5), drawn_tissue(95, 64, 2, 2.5)
@@ -23,6 +15,14 @@ GALLERY = Gallery(THUMBNAILS, np.array([f"patch {index}" for index in range(150)
 
 def recolour(images):
     return np.clip(images * [0.8, 1.1, 0.9] + 12, 0, 255).astype(np.uint8)
+
+
+def moved(down, across, mode):
+    def move(images):
+        margins = ((0, 0), (16, 16), (16, 16), (0, 0))
+        return np.pad(images, margins, mode=mode)[:, 16 + down :, 16 + across :][:, :64, :64]
+
+    return move
 
 
 def halves(images):
@@ -38,6 +38,10 @@ KINDS = {
     "recoloured": recolour,
     "halves of two": halves,
     "blend of two": lambda images: ((images.astype(float) + np.roll(images, 7, 0)) / 2).astype(np.uint8),
+    "moved both ways, wrapped": moved(3, 5, "wrap"),
+    "moved both ways, reflected": moved(-3, 5, "reflect"),
+    "moved by a fifth": moved(12, 10, "reflect"),
+    "moved, turned and recoloured": lambda images: np.rot90(recolour(moved(6, -7, "reflect")(images)), 1, (1, 2)),
     "noisy": lambda images: np.clip(images + np.random.default_rng(0).normal(0, 15, images.shape), 0, 255).astype(np.uint8),
 }
 
@@ -61,9 +65,51 @@ def test_five_copies_in_a_hundred_are_all_found(kind):
     assert {pair[0] for pair in result.numbers["most_suspicious"][:5]} == {f"image {95 + index}" for index in range(5)}
 
 
+def test_a_single_copy_beyond_doubt_is_a_finding_and_names_its_image():
+    many = np.concatenate([FRESH] * 3 + [TRAIN[8:9, :, ::-1]])  # 0.35 % of the images
+    result = section(many)
+    assert [finding.text for finding in result.findings] == [
+        "training patches are repeated almost pixel by pixel in 1 of 286 images: image 285"
+    ]
+    assert result.numbers["most_suspicious"][0][:3] == ["image 285", "patch 8", "whole image"]
+
+
+@pytest.mark.parametrize(("planted", "accused"), [(1, False), (3, True)])
+def test_likely_copies_are_a_finding_from_half_a_percent_on(planted, accused):
+    blends = KINDS["blend of two"](TRAIN[:40])[:planted]  # alike, though not beyond doubt
+    result = section(np.concatenate([*[FRESH] * 3, blends])[-250:])
+    assert result.numbers["share"] == planted / 250 and result.numbers["certain"] == 0
+    assert bool(result.findings) == accused
+
+
+def test_the_search_by_shifts_is_the_largest_correlation_of_any_shift():
+    images, gallery = sketches(FRESH[:3]), sketches(TRAIN[:70])  # more than one chunk of patches
+    found = whole_matches(images, gallery, "search")
+    patches = gallery.reshape(70, -1) - gallery.mean((1, 2))[:, None]
+    patches /= np.linalg.norm(patches, axis=1, keepdims=True)
+    direct = np.zeros((8, 3, 70))
+    for symmetry, turned in enumerate(symmetries(images)):
+        for y, x in np.ndindex(32, 32):
+            moved = np.roll(turned, (y, x), (1, 2)).reshape(3, -1)
+            moved = moved - moved.mean(1, keepdims=True)
+            moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+            direct[symmetry] = np.maximum(direct[symmetry], moved @ patches.T)
+    assert found.score == pytest.approx(direct.max((0, 2)), abs=1e-5)
+    assert (direct[found.symmetry, np.arange(3), found.index] == direct.max((0, 2))).all()
+
+
+def test_the_text_says_what_was_compared_with_which_patches():
+    fresh = FRESH[:30]
+    suspicion = feature_suspicion(fresh, HELD_OUT, run_all(TRAIN[:40], sorted_greys), Extractor("sorted", "", sorted_greys))
+    pixels, sampled = pixel_suspicions(fresh, HELD_OUT, THUMBNAILS), Gallery(np.empty(0), GALLERY.names[:40], GALLERY.picture)
+    text = copies_section(fresh, np.arange(30), [*pixels, suspicion], GALLERY, sampled).explanation
+    assert "all 150 training patches" in text and "local features with the 40 that --max_images chose" in text
+    assert "features" not in copies_section(fresh, np.arange(30), pixels, GALLERY, sampled).explanation
+
+
 def test_the_match_names_the_patch_and_its_turn():
     for symmetry, turned in enumerate(symmetries(TRAIN[3:4])):
-        whole, _ = pixel_matches(sketches(np.ascontiguousarray(turned)), sketches(THUMBNAILS))
+        whole = whole_matches(sketches(np.ascontiguousarray(turned)), sketches(THUMBNAILS), "search")
         assert whole.index[0] == 3 and whole.score[0] > 0.99
         assert (undo(TRAIN[3], int(whole.symmetry[0])) == turned[0]).all(), symmetry
 
@@ -75,8 +121,9 @@ def test_the_eight_symmetries_differ():
 
 def test_blank_images_match_nothing():
     blank = np.full((2, 64, 64, 3), 240, np.uint8)
-    whole, half = pixel_matches(sketches(blank), sketches(np.concatenate([THUMBNAILS, blank[:, :32, :32]])))
-    assert (whole.score <= 0).all() and (half.score <= 0).all()
+    gallery = sketches(np.concatenate([THUMBNAILS, blank[:, :32, :32]]))
+    for matches in (whole_matches(sketches(blank), gallery, "search"), half_matches(sketches(blank), gallery)):
+        assert (matches.score <= 0).all()
 
 
 def test_leaked_held_out_patches_do_not_blind_the_search():
@@ -85,12 +132,14 @@ def test_leaked_held_out_patches_do_not_blind_the_search():
     assert all((suspicion.excess > 1).all() for suspicion in suspicions)
 
 
-def test_a_shifted_copy_is_near_in_features():
-    def run(batch):  # where nothing depends on the place: sorted grey values
-        return batch.float().mean(1).flatten(1).sort(1).values[:, ::64]
+def sorted_greys(batch):
+    """Features in which nothing depends on the place."""
+    return batch.float().mean(1).flatten(1).sort(1).values[:, ::64]
 
-    extractor = Extractor("sorted", "", run)
-    training = run_all(TRAIN, run)
+
+def test_a_shifted_copy_is_near_in_features():
+    extractor = Extractor("sorted", "", sorted_greys)
+    training = run_all(TRAIN, sorted_greys)
     suspicion = feature_suspicion(np.roll(TRAIN[:5], 9, 2), HELD_OUT, training, extractor)
     assert (suspicion.excess > 1).all() and (suspicion.matches.index == np.arange(5)).all()
     assert (suspicion.held_out_excess < 1).all()

@@ -116,3 +116,15 @@ def test_light_metrics_sample_what_they_are_told():
     assert asked == [(40, 7)]
     assert set(scores) == {"kid", "kid_se", "precision", "recall"}
     assert scores == light_metrics(sample, real, extractor, 40, 7)
+
+
+def test_slides_that_leave_too_few_behind_are_not_left_out_in_turn():
+    a, b = features(30), features(20, 0.2, seed=1)
+    sizes = np.array(["large"] * 28 + ["small"] * 1 + ["other"] * 1)
+    left = np.array([direct_kid(a[sizes != name], b) for name in ("large", "other", "small")])
+    fake = np.array([direct_kid(a, np.delete(b, index, 0)) for index in range(20)])
+    variance = sum((len(x) - 1) / len(x) * ((x - x.mean()) ** 2).sum() for x in (left, fake))
+    assert kid(a, b, sizes)[1] == pytest.approx(np.sqrt(variance), rel=1e-5)
+    two = np.array(["large"] * 29 + ["small"])
+    assert kid(a, b, two) == kid(a, b)
+    assert np.isfinite(kid(a, b, np.array(["same"] * 30))[1])

@@ -1,14 +1,16 @@
 """Variety, grade fidelity, usefulness, distances by label, and what the sets are made of."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from metrics.diversity import diversity_section
-from metrics.images import choose, draw_set, image_set, read_images
-from metrics.quality import FeatureSets, compare, quality_section
+from metrics.images import choose, draw_set, image_set, read_images, side_of
+from metrics.quality import FeatureSets, Pair, compare, quality_section
 from metrics.report import write_report
 from metrics.section import Finding, Section, Table
 from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, utility_section
@@ -81,21 +83,43 @@ def test_good_images_help_where_real_ones_are_few_and_noise_does_not():
     section = utility_section(few, held_out, good, 0)
     wrong = Labelled(good.features, np.roll(good.labels, 60), good.groups)
     worse = utility_section(few, held_out, wrong, 0)
-    assert section.numbers["gain"]["mean"] > worse.numbers["gain"]["mean"] + 0.05
-    assert worse.numbers["generated"]["mean"] < 0.4 < section.numbers["generated"]["mean"]
+    assert section.numbers["gain"]["value"] > worse.numbers["gain"]["value"] + 0.05
+    assert worse.numbers["generated"]["value"] < 0.4 < section.numbers["generated"]["value"]
     assert utility_section(few, held_out, good, 0).numbers == section.numbers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_the_training_patches_gain_nothing(seed):
+    train, held_out = labelled(0, 3.0), labelled(1, 3.0)
+    copies = Labelled(train.features, train.labels, np.arange(180).astype(str))
+    numbers = utility_section(train, held_out, copies, seed).numbers
+    assert numbers["gain"]["value"] == 0 < numbers["gain"]["spread"]
+    some = utility_section(train, held_out, copies.take(np.arange(seed, 180, 2)), seed).numbers["gain"]
+    assert abs(some["value"]) <= 2 * some["spread"]
+    assert len(set(numbers["real"]["runs"])) == 1 and numbers["real"]["spread"] > 0
+
+
+def test_the_error_of_usefulness_knows_how_few_slides_it_was_tested_on():
+    train, held_out, fake = labelled(0, 3.0), labelled(1, 3.0), labelled(2, 3.0)
+    few = Labelled(held_out.features, held_out.labels, np.where(np.arange(180) % 60 < 30, "a", "b"))
+    one = Labelled(held_out.features, held_out.labels, np.array(["a"] * 180))
+    spread = {
+        name: utility_section(train, part, fake, 0).numbers["real"]["spread"]
+        for name, part in (("twelve", held_out), ("two", few), ("one", one))
+    }
+    assert all(0.005 < value < 0.1 for value in spread.values())
 
 
 def test_unlabelled_images_leave_the_questions_open():
     bare = Labelled(labelled(2).features, np.array([""] * 180), np.arange(180).astype(str))
     for section in (grades_section(labelled(0), labelled(1), bare), utility_section(labelled(0), labelled(1), bare, 0)):
-        assert section.findings == [] and section.numbers == {} and "Not tested" in section.explanation
+        assert section.findings == [] and section.numbers == {} and "not tested" in section.untested[0]
 
 
 def test_too_few_images_are_not_compared():
     part = labelled(0)
-    assert compare(part.features[:5], part.features, part.groups[:5], 0) is None
-    one_slide = compare(part.features, labelled(1).features, np.array(["s"] * 180), 0)
+    assert compare(Pair(part.features[:5], part.features, part.groups[:5]), 5, 0) is None
+    one_slide = compare(Pair(part.features, labelled(1).features, np.array(["s"] * 180)), 180, 0)
     assert one_slide["kid_se"] > 0 and one_slide["fid_biased"]
 
 
@@ -106,6 +130,24 @@ def test_distances_come_for_each_label_with_their_floor():
     assert set(section.numbers["net"]["label"]) == set(LABELS)
     assert section.numbers["net"]["label"]["benign"]["floor"]["n_compared"] == 60
     assert section.numbers["net"]["provider"] == {}
+
+
+def test_a_table_has_one_number_of_images_and_a_provider_its_own_images():
+    train, held_out, fake = (as_images(labelled(seed)) for seed in range(3))
+    hospitals = np.array(["karolinska", "radboud"])[np.arange(180) % 2]
+    train, held_out = (replace(part, providers=hospitals) for part in (train, held_out))
+    space = FeatureSets("net", labelled(0).features, labelled(1).features[:100], labelled(2).features)
+    sets = train, held_out.take(np.arange(100)), fake
+    section = quality_section(*sets, [space], 0)
+    assert {row["n_equal"] for row in section.numbers["net"]["all"].values()} == {100}
+    assert "precision to coverage from 100 of each" in section.tables[0].caption
+    assert section.summary[0].startswith("KID x1000 of the images: ") and "the floor" in section.summary[0]
+    unnamed = section.numbers["net"]["provider"]["radboud"]
+    assert unnamed["generated of no known provider"]["n_compared"] == 180 and unnamed["floor"]["n_compared"] == 50
+    labels = np.char.add(np.char.add(LABELS, "-"), np.repeat(["radboud", "karolinska"], [120, 60]))
+    named = quality_section(*sets[:2], replace(fake, labels=labels), [space], 0).numbers["net"]["provider"]
+    assert named["radboud"]["generated"]["n_compared"] == 120 and named["karolinska"]["generated"]["n_compared"] == 60
+    assert {row["n_equal"] for pair in named.values() for row in pair.values()} == {50}
 
 
 def test_drawn_labels_keep_the_real_proportions():
@@ -127,8 +169,20 @@ def test_an_unreadable_image_is_named(tmp_path):
     def decode(path, size):
         raise OSError("broken")
 
-    with pytest.raises(UserError, match=r"bad\.png.*broken"):
-        read_images([tmp_path / "bad.png"], decode, 8, "read")
+    def bomb(path, size):
+        raise Image.DecompressionBombError("too large")
+
+    for failing, why in ((decode, "broken"), (bomb, "too large")):
+        with pytest.raises(UserError, match=rf"bad\.png.*{why}"):
+            read_images([tmp_path / "bad.png"], failing, 8, "read")
+
+
+def test_the_side_of_a_picture_that_declares_too_much_is_one_sentence(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.png")
+    assert side_of(tmp_path / "x.png", tmp_path / "x.png") == 30
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"x\.png is not a readable image"):
+        side_of(tmp_path / "x.png", tmp_path / "x.png")
 
 
 def test_the_report_escapes_and_its_json_is_strict(tmp_path):

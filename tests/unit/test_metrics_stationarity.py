@@ -1,10 +1,12 @@
 """Something in the same place of every image is found and located; tissue, turned or not, is not accused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from metrics.images import image_set
-from metrics.stationarity import LIMIT, SCALES, fields, position_maps, stationarity_section, where
+from metrics.stationarity import FIELDS, LIMIT, SCALES, fields, position_maps, stationarity_section, where
 from tests.drawn_tissue import drawn_tissue
 
 TRAIN, HELD_OUT, FRESH = drawn_tissue(400), drawn_tissue(150, seed=1), drawn_tissue(250, seed=2)
@@ -104,3 +106,31 @@ def test_where(place, words):
     z = np.zeros((32, 32))
     z[place] = -LIMIT
     assert words in where(z)
+
+
+def of_slides(images, slides):
+    return replace(image_set(images), groups=np.asarray(slides))
+
+
+def test_the_section_counts_slides_not_patches():
+    slides = np.repeat(np.arange(30), 6)
+    repeated = drawn_tissue(30, seed=5)[slides]
+    train, held_out = image_set(TRAIN), image_set(HELD_OUT)
+    known, unknown = (stationarity_section(part, train, held_out) for part in (of_slides(repeated, slides), image_set(repeated)))
+    ratios = [unknown.numbers[field]["generated"] / known.numbers[field]["generated"] for field in FIELDS]
+    assert np.median(ratios) > 1.5
+    control = stationarity_section(image_set(FRESH), train, of_slides(repeated, slides))
+    assert control.numbers["contrast"]["held_out"] == pytest.approx(known.numbers["contrast"]["generated"])
+    reference = [
+        stationarity_section(image_set(FRESH), part, held_out) for part in (of_slides(repeated, slides), image_set(repeated))
+    ]
+    assert reference[0].numbers["contrast"]["generated"] < reference[1].numbers["contrast"]["generated"]
+
+
+@pytest.mark.parametrize(("count", "slides"), [(1, 1), (19, 19), (40, 1)])
+def test_too_few_images_or_slides_are_not_tested_and_it_says_so(count, slides):
+    few = of_slides(FRESH[:count], np.arange(count) % slides)
+    result = stationarity_section(few, image_set(TRAIN), image_set(HELD_OUT))
+    assert result.findings == [] and result.numbers == {} and "was not tested" in result.untested[0]
+    uncontrolled = stationarity_section(image_set(FRESH), image_set(TRAIN), few)
+    assert uncontrolled.numbers["contrast"]["held_out"] is None and uncontrolled.numbers["contrast"]["limit"] == LIMIT

@@ -1,0 +1,80 @@
+"""Each number of the report is of the sets that its row names: three sets that differ in every respect."""
+
+import numpy as np
+import pytest
+
+from metrics.distances import fid, kid, light_metrics
+from metrics.diversity import diversity_section
+from metrics.features import Extractor
+from metrics.images import ImageSet
+from metrics.quality import FeatureSets, quality_section
+from metrics.utility import Labelled, grades_section
+
+LABELS = np.repeat(["benign", "gleason3", "gleason4"], 40)
+CENTRES = np.random.default_rng(9).normal(0, 3, (3, 6))[np.arange(120) // 40]
+
+
+def features(seed, spread=1.0, shift=0.0):
+    return (CENTRES + np.random.default_rng(seed).normal(0, spread, (120, 6)) + shift).astype(np.float32)
+
+
+def images_of(slides):
+    groups = np.array([f"slide {index % slides}" for index in range(120)])
+    return ImageSet(np.zeros((120, 4, 4, 3), np.uint8), np.arange(120), LABELS, np.array([""] * 120), groups)
+
+
+TRAIN, HELD_OUT, FAKE = features(0), features(1, 0.7, 0.6), features(2, 0.3, 0.1)  # the last: true and of little variety
+SETS = images_of(4), images_of(6), images_of(120)
+
+
+def test_each_row_of_the_distances_is_of_the_sets_that_it_names():
+    rows = quality_section(*SETS, [FeatureSets("net", TRAIN, HELD_OUT, FAKE)], 0).numbers["net"]
+    pairs = {
+        "generated against held-out": (HELD_OUT, FAKE, SETS[1].groups),
+        "generated against training": (TRAIN, FAKE, SETS[0].groups),
+        "floor: held-out against training": (TRAIN, HELD_OUT, SETS[0].groups),
+    }
+    assert rows["all"].keys() == pairs.keys()
+    for name, (real, made, slides) in pairs.items():
+        row = rows["all"][name]
+        assert (row["kid"], row["kid_se"]) == kid(real, made, slides) != kid(real, made), name  # the error counts slides
+        assert row["fid"] == fid(real, made), name
+    assert len({row["kid"] for row in rows["all"].values()}) == 3
+    against = rows["all"]["generated against training"]
+    assert against["precision"] > 0.9 and against["recall"] < 0.3  # among real ones, and few real ones among them
+    at, slides = LABELS == "gleason3", SETS[0].groups[40:80]
+    label = rows["label"]["gleason3"]
+    assert (label["generated"]["kid"], label["generated"]["kid_se"]) == kid(TRAIN[at], FAKE[at], slides)
+    assert (label["floor"]["kid"], label["floor"]["kid_se"]) == kid(TRAIN[at], HELD_OUT[at], slides)
+
+
+def test_scores_during_training_tell_precision_from_recall():
+    def sample(count, seed):
+        return np.random.default_rng(seed).integers(120, 136, (count, 1, 1, 3), dtype=np.uint8)
+
+    real = np.random.default_rng(1).integers(0, 256, (120, 3)).astype(np.float32)
+    scores = light_metrics(sample, real, Extractor("pixel", "", lambda batch: batch.float().mean((2, 3))), 120, 0)
+    assert scores["precision"] > 0.9 and scores["recall"] < 0.1
+
+
+def test_variety_is_relative_to_training_patches():
+    parts = {"train": TRAIN, "held_out": features(3) * 0.7, "fake": features(4) * 1.4}
+    numbers = diversity_section(*SETS, parts, 0).numbers["all images"]
+    assert numbers["generated"]["spread"] == pytest.approx(1.4, rel=0.05)
+    assert numbers["held_out"]["spread"] == pytest.approx(0.7, rel=0.05)
+
+
+@pytest.mark.parametrize(("scale", "accused"), [(0.72, True), (0.8, False)])
+def test_variety_is_objected_to_below_three_quarters(scale, accused):
+    parts = {"train": TRAIN, "held_out": HELD_OUT, "fake": TRAIN * scale}
+    assert bool(diversity_section(*SETS, parts, 0).findings) == accused
+
+
+def test_grades_are_learned_from_training_patches_alone():
+    other = np.roll(LABELS, 40)  # what held-out patches call benign training patches call something else
+    train, held_out, fake = (
+        Labelled(part, labels, images.groups)
+        for part, labels, images in zip((TRAIN, features(3), features(4)), (LABELS, other, LABELS), SETS, strict=True)
+    )
+    numbers = grades_section(train, held_out, fake).numbers
+    assert numbers["held-out real"]["balanced_accuracy"] < 0.1 and numbers["generated"]["balanced_accuracy"] > 0.9
