@@ -11,7 +11,7 @@ from common.html import figure_uri, render
 from common.progress import say
 from training.report import curves, picture, real_patches, sample_grids
 from training.runlog import METRICS, duration, read_metrics
-from training.verdict import Advice, History, compare, finite, history, values, warnings
+from training.verdict import Advice, History, compare, finite, history, side_of, values, warnings
 
 _TEMPLATE = """{% extends "page.html" %}
 {% block body %}
@@ -103,7 +103,7 @@ def column(run: History) -> dict[str, str]:
     return {
         "epochs": f"{last['epoch']:.1f}",
         "images": f"{last['images']:,}",
-        "image side, pixels": str(last.get("res", "–")),
+        "image side, pixels": str(side_of(run) or "–"),
         "last KID (standard error)": kid_text(score),
         "best KID (standard error)": kid_text(best),
         "precision, recall": f"{share(score.get('precision'))}, {share(score.get('recall'))}",

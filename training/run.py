@@ -310,7 +310,8 @@ class Run:
         self.log.line(
             f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * self._scoring_share():.1f}% of the time)"
         )
-        self.log.metrics({"epoch": round(self.trainer.epoch, 6)} | scores, self.trainer.images)
+        row = {"epoch": round(self.trainer.epoch, 6), "side": self.trainer.model.output_size}
+        self.log.metrics(row | scores, self.trainer.images)
 
     def write_report(self, state: str) -> None:
         """report.html in the log folder; a failure costs the report and never the training."""

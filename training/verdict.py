@@ -202,13 +202,19 @@ def _when_flat(flat: str, gap: float | None) -> Advice:
 # -- two runs
 
 
+def side_of(run: History) -> int | None:
+    """Side in pixels of the images that were scored: images of 64 are painted, and logged, at 128. None where nothing says."""
+    painted = run.lines[-1].get("res") if run.lines else None
+    return run.kids[-1].get("side", painted) if run.kids else painted
+
+
 def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
     """What to do with two runs: which is ahead by KID, whether that can be told, and what the better one needs."""
     missing = [name for name, run in zip(names, runs, strict=True) if not run.kids]
     if missing:
         reason = f"No KID was recorded in {' and '.join(missing)}, so the runs cannot be ranked; {HOW_TO_KID}."
         return Advice(UNKNOWN, [reason, *_each(names, runs)])
-    sizes = [run.lines[-1].get("res") if run.lines else None for run in runs]
+    sizes = [side_of(run) for run in runs]
     if sizes[0] != sizes[1]:
         reason = f"The runs are of {sizes[0]} and {sizes[1]} pixels: KID of different sizes cannot be compared."
         return Advice(UNKNOWN, [reason, *_each(names, runs)])

@@ -139,6 +139,10 @@ def test_two_runs_are_ranked_only_where_the_numbers_rank_them():
         and "No KID was recorded in B" in unknown.reasons[0]
         and "--eval_every" in unknown.reasons[0]
     )
+    painted = History(lines(acc_held_out=0.78, res=128), [row | {"side": 64} for row in scores(*FALLING)])
+    assert compare(names, (good, painted)).action == compare(names, (good, good)).action  # scored at 64 pixels as well
+    growing = History(lines(acc_held_out=0.78), [row | {"side": 256} for row in scores(*FALLING)])
+    assert "64 and 256 pixels" in compare(names, (good, growing)).reasons[0]
     sizes = compare(names, (good, run_of(*FALLING, res=128)))
     assert sizes.action == verdict.UNKNOWN and "64 and 128" in sizes.reasons[0]
 
