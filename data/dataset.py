@@ -178,7 +178,15 @@ class PatchDataset(Dataset):
             self.folder
             / f".decoded_{split or 'all'}_{self.image_size}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
         )
+        if split == "train":
+            self._say_if_enlarged()
         self._open_pixels()
+
+    def _say_if_enlarged(self) -> None:
+        """By the first patch: all were cut alike."""
+        with contextlib.suppress(*UNDECODABLE), Image.open(content_of(self.folder, self.files[0].path)) as image:
+            if min(image.size) < self.image_size:
+                say(f"note: patches of {min(image.size)} pixels are enlarged to {self.image_size}, which adds no detail")
 
     def __len__(self) -> int:
         return len(self.files)

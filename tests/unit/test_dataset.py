@@ -179,6 +179,13 @@ def test_classes_are_those_of_the_training_patches(tmp_path, capsys):
     assert "only held-out patches are of gleason5" in capsys.readouterr().out
 
 
+def test_enlarging_is_said(folder, capsys):
+    PatchDataset(folder, SIZE)
+    assert "enlarged" not in capsys.readouterr().out
+    PatchDataset(folder, 2 * SIZE)
+    assert f"patches of {SIZE} pixels are enlarged to {2 * SIZE}" in capsys.readouterr().out
+
+
 def test_grey_values_of_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.full((SIZE, SIZE), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="more than 8 bits"):
