@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a damaged image
 GAP = 2
 CAPTION_HEIGHT = 18
 

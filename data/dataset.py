@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import UserError
 from common.files import replacing
+from common.pictures import UNDECODABLE
 from common.progress import say, track
 from common.seeding import derive_seed
 from data import manifest, shards
@@ -34,7 +35,6 @@ MAX_CACHE_BYTES = 16 * 2**30
 MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
 MAX_BAD_SHARE = 0.05
 STAIN_REFERENCES = 32
-UNDECODABLE = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError)  # of a damaged image
 
 
 @dataclass(frozen=True, slots=True)

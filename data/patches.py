@@ -38,6 +38,7 @@ from data.staging import FAILED_NAME, SETTINGS_NAME, Output
 from data.workers import WorkerDied, run_jobs, run_on_cluster
 
 FORMATS = ("png", "jpg")
+SET_ASIDE = "set aside by check_data.py"  # among the reasons why a place gives no patch
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ class Run:
     def _give_up(self, slide_id: str, kept: list[Cut]) -> None:
         """Go on without patches that check_data.py set aside: the slide's next places take their turn."""
         known = self.journal.known(slide_id)
-        rejected = Counter(known.rejected) + Counter({"set aside by check_data.py": len(known.cuts) - len(kept)})
+        rejected = Counter(known.rejected) + Counter({SET_ASIDE: len(known.cuts) - len(kept)})
         self.journal.record_cuts(slide_id, kept, known.next_index, dict(rejected))
 
     def scan(self, among: Iterable[str] | None = None) -> None:
@@ -401,14 +402,12 @@ class Run:
 
     def _add(self, slide_id: str, outcome: Cutting) -> None:
         known = self.journal.known(slide_id)
-        rejected = dict(Counter(known.rejected) + Counter(outcome.rejected))
-        self.journal.record_cuts(slide_id, known.cuts + outcome.cuts, outcome.next_index, rejected)
+        kept = [item for item in outcome.cuts if self._path(slide_id, item) not in self.aside]
+        rejected = Counter(known.rejected) + Counter(outcome.rejected) + Counter({SET_ASIDE: len(outcome.cuts) - len(kept)})
+        self.journal.record_cuts(slide_id, known.cuts + kept, outcome.next_index, dict(rejected))
         if outcome.drawn:
             self.journal.record_overlay(slide_id, _digest(known.cuts))
-        self.result.made += len(outcome.cuts)
-        kept = [item for item in known.cuts if self._path(slide_id, item) not in self.aside or item not in outcome.cuts]
-        if len(kept) < len(known.cuts):
-            self._give_up(slide_id, kept)
+        self.result.made += len(kept)
         if self.output.due():
             self._write_manifest()
 

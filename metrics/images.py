@@ -13,9 +13,9 @@ from PIL import Image
 
 from common.errors import UserError
 from common.labels import known
+from common.pictures import UNDECODABLE
 from common.progress import track
 
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 MIN_IMAGES = 20  # of a set, below which nothing is said of their distribution
 
 
@@ -74,7 +74,7 @@ def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray]
     def one(path: Path) -> np.ndarray:
         try:
             return decode(path, size)
-        except DECODE_ERRORS as error:
+        except UNDECODABLE as error:
             raise UserError(f"{path} is not a readable image ({error}); remove it or run check_data.py") from error
 
     with ThreadPoolExecutor(2) as pool:
@@ -86,7 +86,7 @@ def side_of(file: Path | BinaryIO, name: Path) -> int:
     try:
         with Image.open(file) as image:
             return min(image.size)
-    except DECODE_ERRORS as error:
+    except UNDECODABLE as error:
         raise UserError(f"{name} is not a readable image ({error}); remove it") from error
 
 

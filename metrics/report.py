@@ -41,9 +41,9 @@ limit {{ "%.3g"|format(finding.limit) }})</span></li>{% endfor %}</ul>
 
 def write_report(folder: Path, title: str, settings: dict, notes: list[str], sections: list[Section]) -> None:
     """Write ``folder``/metrics.json and ``folder``/report.html. settings: how it was measured. notes: what could not be."""
-    findings = [finding for section in sections for finding in section.findings]
+    findings = _all(sections, "findings")
     numbers = {section.name: section.numbers for section in sections}
-    untested, summary = ([text for section in sections for text in getattr(section, name)] for name in ("untested", "summary"))
+    untested, summary = _all(sections, "untested"), _all(sections, "summary")
     record = {"settings": settings, "notes": notes, "untested": untested, "findings": [vars(finding) for finding in findings]}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "metrics.json", json.dumps(_plain(record | numbers), indent=1, allow_nan=False) + "\n")
@@ -55,10 +55,14 @@ def write_report(folder: Path, title: str, settings: dict, notes: list[str], sec
 
 def headline(notes: list[str], sections: list[Section]) -> list[str]:
     """What the report opens with, as lines for a terminal."""
-    found = ["found: " + finding.text for section in sections for finding in section.findings]
-    untested = [text for section in sections for text in section.untested]
-    summary = [text for section in sections for text in section.summary]
+    found = ["found: " + finding.text for finding in _all(sections, "findings")]
+    untested, summary = _all(sections, "untested"), _all(sections, "summary")
     return [*("note: " + text for text in notes + untested), *summary, *(found or [_nothing(notes, untested)])]
+
+
+def _all(sections: list[Section], name: str) -> list:
+    """What the sections hold in one of their lists, in order."""
+    return [item for section in sections for item in getattr(section, name)]
 
 
 def _nothing(notes: list[str], untested: list[str]) -> str:

@@ -41,11 +41,16 @@ def training_defaults(model: str, objective: str | None) -> dict:
     return (_IMPROVED if model == "improved" else {}) | _PENALTIES.get(objective, {})
 
 
-def penalties(model: str, objective: str) -> dict[str, float]:
-    """Weights of the gradient penalties that ``model`` is trained with under ``objective``."""
+def check_objective(model: str, objective: str | None) -> None:
+    """Raise UserError where ``model`` cannot be trained with ``objective``."""
     if model == "dcgan" and objective == "wgan":
         # Gulrajani et al. 2017: the penalty is on each image by itself, and batch norm makes every verdict depend on all of them.
         raise UserError("--objective wgan needs a critic without batch norm, which dcgan's has; use --model improved for it")
+
+
+def penalties(model: str, objective: str) -> dict[str, float]:
+    """Weights of the gradient penalties that ``model`` is trained with under ``objective``; raises UserError as check_objective."""
+    check_objective(model, objective)
     return {name: training_defaults(model, objective).get(name, 0.0) for name in ("r1", "r2", "gradient_penalty")}
 
 
@@ -65,7 +70,7 @@ def new_config(args: argparse.Namespace, augmentation: dict[str, float], labels:
     typed = options.given(args, options.RUN_FLAGS)
     model = args.model or DEFAULT_MODEL
     defaults = training_defaults(model, typed.get("objective"))
-    penalties(model, typed.get("objective", TrainConfig.objective))  # raises UserError where the two do not go together
+    check_objective(model, typed.get("objective"))
     if model == "improved":
         defaults |= _learning_rates(typed)
     condition = args.condition or _condition_for(labels())

@@ -101,7 +101,7 @@ def restore(trainer: Trainer, state: dict, folder: Path) -> None:
         raise UserError("the checkpoint does not fit its own description (its classes or its progress); use another one")
     trainer.restore(state)
     try:
-        check_finite(trainer.state())
+        check_finite(state)
     except DivergedError as error:
         raise UserError(f"the checkpoint is of a run that had diverged: {error}; resume from an earlier one") from error
     with contextlib.suppress(UserError):  # one that is absent or damaged is written anew
