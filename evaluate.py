@@ -22,8 +22,8 @@ from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
-from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
-from data.holdout import TRAINED_ON, groups_of, slide_of, train_and_held_out
+from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader, slide_of
+from data.holdout import TRAINED_ON, groups_of, train_and_held_out
 from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import backbone, inception

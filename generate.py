@@ -16,10 +16,7 @@ import torch
 from common import cli
 from common.errors import UserError
 from common.files import sha256
-from common.film import write_film
 from common.labels import known
-from common.pictures import save
-from common.progress import say
 from common.storage import Place, place
 from data.copies import at_hand
 from data.dataset import class_of, condition_of, reader
@@ -32,10 +29,9 @@ from training import processes
 from training.device import choose_device
 from training.processes import Processes
 from training.sampling import Sampler, load_sampler
-from training.synthetic import Origin, write_images
+from training.synthetic import Origin, draw_film, draw_grid, write_images
 
 MOST_PATCHES = 2048  # that the judge of --best_of learns from
-STOPS, FRAMES_BETWEEN_STOPS, FRAMES_PER_SECOND = 6, 24, 12
 
 
 def main() -> int:
@@ -44,9 +40,9 @@ def main() -> int:
     together, device = processes.join(choose_device(args.device))
     sampler = load_sampler(args.checkpoint, device, args.guidance, args.truncation)
     if args.grid and together.first:
-        draw_grid(sampler, args)
+        draw_grid(sampler, [label for label in labels_of(sampler, args.label) if label], args.seed, args.grid)
     if args.interpolate and together.first:
-        film(sampler, args)
+        draw_film(sampler, labels_of(sampler, args.label)[0], args.seed, args.interpolate)
     if args.num:
         write(sampler, args, together)
     processes.leave(together)
@@ -141,21 +137,6 @@ def label_judge(sampler: Sampler, patches: ImageSet, asked: list[str]) -> LabelJ
     lite0, device = Lite0().to(sampler.device, memory_format=torch.channels_last), str(sampler.device)
     extractor = backbone("efficientnet-lite0-fine", LITE0_WEIGHTS.digest, lite0.fine_statistics, device, sampler.image_size)
     return LabelJudge(patches, asked, extractor)
-
-
-def draw_grid(sampler: Sampler, args: argparse.Namespace) -> None:
-    """One picture with a row for each label asked for."""
-    picture = sampler.grid([label for label in labels_of(sampler, args.label) if label], args.seed)
-    save(picture, args.grid)
-    say(f"{args.grid}: {picture.width} x {picture.height} pixels")
-
-
-def film(sampler: Sampler, args: argparse.Namespace) -> None:
-    """A closed walk between random latents."""
-    label = labels_of(sampler, args.label)[0]
-    walk = sampler.walk(label, args.seed, STOPS, FRAMES_BETWEEN_STOPS)
-    write_film(args.interpolate, sampler.render(walk, [label] * len(walk)), FRAMES_PER_SECOND)
-    say(f"{args.interpolate}: {len(walk)} frames between {STOPS} images{f' of {label}' if label else ''}")
 
 
 if __name__ == "__main__":

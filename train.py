@@ -11,8 +11,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from common import cli
@@ -31,7 +29,7 @@ from models.layers import reduced
 from models.losses import RELATIVE
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
-from training.device import check_speed_ups, choose_device, describe
+from training.device import check_speed_ups, choose_device
 from training.dry_run import dry_run
 from training.lock import lock_folder
 from training.run import Follower, Habits, HeldOut, Run
@@ -117,18 +115,9 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
         log.rewind(trainer.images, trainer.epoch)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
-        config, model, world = trainer.config, trainer.model, trainer.processes.world
-        preset, size = presets.preset_of(model), model.output_size
-        log.line(
-            f"{'resume ' + str(source) if source else 'start'}: {model.model} {size}x{size}, "
-            f"{f'painted at {model.image_size}x{model.image_size}, ' if model.reduced_to else ''}"
-            f"{f'preset {preset}, ' if preset else ''}"
-            f"condition {config.condition} {dataset.classes or ''}, {len(dataset)} patches an epoch, epochs {config.epochs}, "
-            f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
-            f"torch {torch.__version__}"
-        )
+        log.line(f"{'resume ' + str(source) if source else 'start'}: {presets.in_words(trainer, len(dataset))}")
         if first:
-            log.picture("real.png", real_grid(dataset, size), trainer.images)
+            log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
         keep = args.keep or max(3, len(checkpoint.all_numbered(folder)))
         habits = Habits(args.save_every, args.sample_every, eval_every, keep, eval_share, args.auto_batch)
@@ -149,15 +138,11 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
         if not scored:
             return None
         held_out = dataset
-    seed = trainer.config.seed
-    chosen = np.random.default_rng(seed).permutation(len(held_out))[:COUNT]
-    images, labels = zip(*(held_out[int(index)] for index in chosen), strict=True)
-    if held_out is dataset:
         say("note: too few held-out patches to score by; scores during training are against the training patches")
-    images = torch.stack(images)
-    watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), seed, str(trainer.device))
+    images, labels = held_out.drawn(COUNT, trainer.config.seed)
+    watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), trainer.config.seed, str(trainer.device))
     unseen = held_out is not dataset and trainer.config.objective not in RELATIVE
-    return HeldOut((images, torch.tensor(labels)) if unseen else None, watch)
+    return HeldOut((images, labels) if unseen else None, watch)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.labels import known
-from data.dataset import decode, list_patches
-from data.holdout import slide_of
+from data.dataset import decode, list_patches, slide_of
 from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
 from metrics.features import backbone

@@ -6,7 +6,8 @@ import contextlib
 import io
 import json
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,14 +28,15 @@ from data import manifest, shards
 from data.augment import Augmentation
 from data.order import Draw
 from data.panda import LABELS, PROVIDERS
-from data.stain import fit_normalizer
+from data.stain import StainNormalizer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 CONDITIONS = ("none", "label", "isup", "label+provider", "isup+provider")
 MAX_CACHE_BYTES = 16 * 2**30
 MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
 MAX_BAD_SHARE = 0.05
-STAIN_REFERENCES = 32
+STAIN_REFERENCES = 32  # training patches whose mixed stain is the common one
+STAIN_PATCHES = 8  # of a slide, that its own stain is measured on
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,12 @@ def _without_manifest(path: Path) -> PatchFile:
     return PatchFile(path.as_posix(), label, "", None, "train")
 
 
+def slide_of(file: PatchFile) -> str:
+    """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's image stands for itself."""
+    match = re.fullmatch(r"(.+)_\d+_\d+", Path(file.path).stem)
+    return match[1] if match else file.path
+
+
 def class_of(file: PatchFile, condition: str) -> str:
     """Name of the class that a patch belongs to under ``condition``; "" when unconditional.
 
@@ -108,6 +116,11 @@ def class_names(files: Sequence[PatchFile], condition: str) -> list[str]:
     if len(names) < 2:
         raise UserError(f"--condition {condition} needs patches of at least two classes, found only {names}; use --condition none")
     return names
+
+
+def _evenly(files: Sequence[PatchFile], count: int) -> list[PatchFile]:
+    """At most ``count``, at even distances, the first and the last among them."""
+    return [files[step] for step in np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)]
 
 
 def content_of(folder: Path, path: str) -> Path | io.BytesIO:
@@ -176,7 +189,7 @@ class PatchDataset(Dataset):
         self.report = say  # told of patches that go bad; must travel to worker processes
         self._cache = (
             self.folder
-            / f".decoded_{split or 'all'}_{self.image_size}{'' if stain_normalize == 'none' else '_' + stain_normalize}.u8"
+            / f".decoded_{split or 'all'}_{self.image_size}{'' if stain_normalize == 'none' else f'_{stain_normalize}_by_slide'}.u8"
         )
         if split == "train":
             self._say_if_enlarged()
@@ -243,6 +256,12 @@ class PatchDataset(Dataset):
         return PatchDataset(
             self.folder, self.image_size, self.condition, split, stain_normalize=self._stain, classes=self.classes or None
         )
+
+    def drawn(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
+        """At most ``count`` patches at random: images (N, 3, S, S) in [-1, 1] and the numbers of their classes (N,)."""
+        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
+        images, labels = zip(*(self[int(index)] for index in chosen), strict=True)
+        return torch.stack(images), torch.tensor(labels)
 
     def groups(self) -> list[Hashable]:
         """What the order balances over, a key for each patch: label (or grade) and provider."""
@@ -315,27 +334,40 @@ class PatchDataset(Dataset):
         return [len(lines), derive_seed(0, "\n".join(lines))]
 
     def _preparation(self) -> Callable[[PatchFile], np.ndarray]:
-        """File -> pixels, stain-normalised where asked; the target is the training patches' own mixed stain."""
-
-        def plain(file: PatchFile) -> np.ndarray:
-            return decode(content_of(self.folder, file.path), self.image_size)
-
+        """File -> pixels, stain-normalised where asked, slide by slide; the target is the training patches' own mixed stain."""
         if self._stain == "none":
-            return plain
-        references = []
-        for file in self._stain_references():
-            with contextlib.suppress(*UNDECODABLE):  # said where the patches themselves are decoded
-                references.append(plain(file))
+            return self._plain
+        references = self._readable(self._stain_references())
         if not references:
             raise UserError(f"no patch of {self.folder} to take the stain from can be read; run check_data.py --quarantine")
-        normalize = fit_normalizer(self._stain, references)
-        return lambda file: normalize(plain(file))
+        normalizer = StainNormalizer(self._stain, references)
+        slides, stains = defaultdict(list), {}
+        for file in self.files:
+            slides[slide_of(file)].append(file)
+
+        def normalized(file: PatchFile) -> np.ndarray:
+            patch, slide = self._plain(file), slide_of(file)
+            if slide not in stains:
+                stains[slide] = normalizer.measure(self._readable(_evenly(slides[slide], STAIN_PATCHES)))
+            return normalizer.normalize(patch, stains[slide]) if stains[slide] else patch
+
+        return normalized
+
+    def _plain(self, file: PatchFile) -> np.ndarray:
+        return decode(content_of(self.folder, file.path), self.image_size)
+
+    def _readable(self, files: Iterable[PatchFile]) -> list[np.ndarray]:
+        """Pixels of those that can be read; of the others it is said where they themselves are decoded."""
+        patches = []
+        for file in files:
+            with contextlib.suppress(*UNDECODABLE):
+                patches.append(self._plain(file))
+        return patches
 
     def _stain_references(self) -> list[PatchFile]:
         """The training patches whose mixed stain all patches get; [] where they keep their own."""
         training = [file for file in self._everything if file.split == "train"] if self._stain != "none" else []
-        steps = np.linspace(0, len(training) - 1, min(STAIN_REFERENCES, len(training))).astype(int)
-        return [training[step] for step in steps]
+        return _evenly(training, STAIN_REFERENCES)
 
     def _decode_all(self) -> tuple[np.ndarray, set[str]]:
         pixels = np.empty((len(self.files), self.image_size, self.image_size, 3), dtype=np.uint8)

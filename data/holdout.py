@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from common.errors import UserError
-from data.dataset import PatchFile, list_patches
+from data.dataset import PatchFile, list_patches, slide_of
 from data.manifest import NAME
 from data.panda import SlideRecord, split_by_slide
 from data.shards import is_sharded
@@ -18,12 +17,6 @@ TRAINED_ON = (
     "networks have seen as well. Comparisons with them flatter, and copies of that fifth are not sought. A patches.csv with a "
     "split mends it."
 )
-
-
-def slide_of(file: PatchFile) -> str:
-    """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's image stands for itself."""
-    match = re.fullmatch(r"(.+)_\d+_\d+", Path(file.path).stem)
-    return match[1] if match else file.path
 
 
 def groups_of(folder: Path, files: list[PatchFile]) -> list[str]:

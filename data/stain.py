@@ -7,13 +7,17 @@ color deconvolution" (2001); jitter follows Tellez et al., "Whole-slide mitosis 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    from torchstain.base.normalizers import HENormalizer
 
 HEMATOXYLIN = (0.650, 0.704, 0.286)
 EOSIN = (0.072, 0.990, 0.105)
@@ -22,6 +26,9 @@ _BASIS = np.array([HEMATOXYLIN, EOSIN, np.cross(HEMATOXYLIN, EOSIN)], dtype=np.f
 _BASIS /= np.linalg.norm(_BASIS, axis=1, keepdims=True)
 _INVERSE = np.linalg.inv(_BASIS)
 NORMALIZERS = ("macenko", "reinhard")
+FAINTEST = 0.05  # mean optical density below which a pixel is glass
+MIN_STAINED = 0.02  # share of pixels without which a slide's stain cannot be measured
+_LIGHT = 240.0  # grey level that torchstain's Macenko takes for glass
 
 
 def rgb_to_od(image: np.ndarray) -> np.ndarray:
@@ -49,33 +56,61 @@ def jitter_stain(image: Tensor, strength: float) -> Tensor:
     return ((256.0 * 10.0**-od - 1.0) / 255.0).clamp(0.0, 1.0)
 
 
-def fit_normalizer(method: str, references: Iterable[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function uint8 (H, W, 3) -> uint8 (H, W, 3) that gives a patch the common stain of ``references``.
+class StainNormalizer:
+    """Gives patches of any slide the common stain of ``references`` (uint8 (H, W, 3) each).
 
-    ``method``: "macenko" (Macenko et al. 2009) or "reinhard" (Reinhard et al. 2001), both by torchstain. The references (uint8,
-    (H, W, 3)) are laid on top of each other as one target. A patch in which no stain can be found comes back unchanged. A patch's
-    own stain is measured on it alone, as both papers do with an image: one that is mostly glass, or of one stain, is stretched to
-    the target as well, so that glass may turn lilac (reinhard) and pale secretion granular and dark (macenko).
+    ``method``: "macenko" (Macenko et al. 2009) or "reinhard" (Reinhard et al. 2001), both fitted by torchstain. A stain is measured
+    on many patches of a slide at once, on their stained pixels: measured on one patch, pale secretion would be stretched until it
+    is granular and dark. Raises UserError for another method, or where the references hold no stain.
     """
-    import torchstain  # slow to import, so only on request
 
-    target = np.concatenate(list(references), axis=0)
-    if method == "macenko":
-        normalizer = torchstain.normalizers.MacenkoNormalizer(backend="numpy")
-    elif method == "reinhard":
-        normalizer = torchstain.normalizers.ReinhardNormalizer(backend="numpy")
-    else:
-        raise UserError(f"stain normalisation {method!r} is not one of {', '.join(NORMALIZERS)}; choose one of these")
-    normalizer.fit(target)
+    def __init__(self, method: str, references: Iterable[np.ndarray]):
+        if method not in NORMALIZERS:
+            raise UserError(f"stain normalisation {method!r} is not one of {', '.join(NORMALIZERS)}; choose one of these")
+        self._method = method
+        self._target = self.measure(references)
+        if self._target is None:
+            raise UserError(f"no stain for --stain_normalize {method} can be found in the training patches; leave it out")
 
-    def normalize(image: np.ndarray) -> np.ndarray:
-        if rgb_to_od(image).mean() < 0.02:
-            return image  # blank: no stain direction to find
+    def measure(self, patches: Iterable[np.ndarray]) -> HENormalizer | None:
+        """The stain of a slide by some of its patches, uint8 (H, W, 3) each; None where they are blank or of one colour."""
+        from torchstain import normalizers  # slow to import, so only on request
+
+        pixels = np.concatenate([patch.reshape(-1, 1, 3) for patch in patches])
+        stained = pixels[rgb_to_od(pixels).mean(-1) > FAINTEST][:, None]
+        if len(stained) < MIN_STAINED * len(pixels) or stained.std(axis=0).max() < 1.0:
+            return None
+        kind = normalizers.MacenkoNormalizer if self._method == "macenko" else normalizers.ReinhardNormalizer
+        stain = kind(backend="numpy")
         try:
-            result = normalizer.normalize(I=image)
+            stain.fit(stained)
         except np.linalg.LinAlgError:
-            return image
-        result = result[0] if isinstance(result, tuple) else result
-        return np.clip(np.nan_to_num(np.asarray(result), nan=255.0), 0, 255).astype(np.uint8)
+            return None
+        spread = stain.maxCRef if self._method == "macenko" else stain.target_stds
+        return stain if np.isfinite(spread).all() and min(spread) > 1e-3 else None
 
-    return normalize
+    def normalize(self, patch: np.ndarray, stain: HENormalizer) -> np.ndarray:
+        """A patch (H, W, 3) uint8 whose slide has ``stain``, as if its slide had the common one. White stays white."""
+        moved = (_macenko if self._method == "macenko" else _reinhard)(patch, stain, self._target)
+        return np.clip(np.round(moved), 0, 255).astype(np.uint8)
+
+
+def _macenko(patch: np.ndarray, own: HENormalizer, target: HENormalizer) -> np.ndarray:
+    """Amounts of the slide's own two stains, scaled by their 99th percentiles, as amounts of the target's."""
+    density = -np.log((patch.reshape(-1, 3) + 1.0) / _LIGHT)
+    amounts = np.linalg.lstsq(own.HERef, density.T, rcond=None)[0] * (target.maxCRef / own.maxCRef)[:, None]
+    return (_LIGHT * np.exp(-target.HERef @ amounts) - 1.0).T.reshape(patch.shape)
+
+
+def _reinhard(patch: np.ndarray, own: HENormalizer, target: HENormalizer) -> np.ndarray:
+    """Mean and spread of each channel of LAB."""
+    from torchstain.numpy.utils.lab2rgb import lab2rgb
+    from torchstain.numpy.utils.rgb2lab import rgb2lab
+    from torchstain.numpy.utils.split import lab_merge, lab_split
+
+    lab = np.stack(lab_split(rgb2lab(patch / np.float32(255))), axis=-1)
+    lab = (lab - own.target_means) / own.target_stds * target.target_stds + target.target_means
+    moved = 255.0 * lab2rgb(lab_merge(*np.moveaxis(lab, -1, 0)))
+    # It moves all colours alike, and would tint glass: the fainter the stain, the more of the patch as it is.
+    stained = np.clip(rgb_to_od(patch).mean(-1, keepdims=True) / FAINTEST - 1.0, 0.0, 1.0)
+    return stained * moved + (1.0 - stained) * patch

@@ -62,8 +62,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     data.add_argument(
         "--stain_normalize",
         choices=("none", "macenko", "reinhard"),
-        help="give all patches one stain, each by itself (glass and patches of one colour may take on stain that they do not have: "
-        "look at logs/samples/real.png); default none",
+        help="give all slides one stain, measured slide by slide (patches not named SLIDE_X_Y: each by itself, which distorts pale "
+        "ones: look at logs/samples/real.png); default none",
     )
     data.add_argument(
         "--workers",

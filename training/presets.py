@@ -13,6 +13,8 @@ from common.progress import say
 from models.config import WIDTHS, ModelConfig, dcgan_config, improved_config, painted_size
 from training import options
 from training.config import TrainConfig
+from training.device import describe
+from training.trainer import Trainer
 
 DEFAULT_MODEL = "improved"
 DEFAULT_SIZE = 256
@@ -133,3 +135,16 @@ def check_same_networks(args: argparse.Namespace, model: ModelConfig) -> None:
             value = min(value, model.image_size)  # as where the run began
         if model.model != "improved" or value != held[name]:
             raise UserError(f"--{name} {value} contradicts the checkpoint's networks; leave it out to go on with that run")
+
+
+def in_words(trainer: Trainer, patches: int) -> str:
+    """What is trained, on ``patches`` patches, and on what, for the log."""
+    model, config, world = trainer.model, trainer.config, trainer.processes.world
+    size, preset = model.output_size, preset_of(model)
+    painted = f", painted at {model.image_size}x{model.image_size}" if model.reduced_to else ""
+    return (
+        f"{model.model} {size}x{size}{painted}, {f'preset {preset}, ' if preset else ''}"
+        f"condition {config.condition} {trainer.classes or ''}, {patches} patches an epoch, epochs {config.epochs}, "
+        f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
+        f"torch {torch.__version__}"
+    )

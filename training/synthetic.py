@@ -1,9 +1,12 @@
-"""A folder of generated images: OUT/LABEL/000042.png and one manifest. It can be extended, and is never mixed with another's."""
+"""What generate.py writes: a picture, a film, and a folder of images.
+
+The folder is OUT/LABEL/000042.png and one manifest. It can be extended, and is never mixed with another's.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -12,10 +15,13 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import replacing
-from common.pictures import png
+from common.film import write_film
+from common.pictures import png, save
 from common.progress import say, track
 from training.processes import Processes
-from training.sampling import CHUNK
+from training.sampling import CHUNK, Sampler
+
+STOPS, FRAMES_BETWEEN_STOPS, FRAMES_PER_SECOND = 6, 24, 12  # of a film
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,20 @@ class Origin:
 
 
 COLUMNS = ("path", "label", "index", *Origin.__dataclass_fields__)
+
+
+def draw_grid(sampler: Sampler, labels: Sequence[str], seed: int, path: Path) -> None:
+    """One picture with a row for each label, as Sampler.grid."""
+    picture = sampler.grid(labels, seed)
+    save(picture, path)
+    say(f"{path}: {picture.width} x {picture.height} pixels")
+
+
+def draw_film(sampler: Sampler, label: str, seed: int, path: Path) -> None:
+    """A closed walk between random images of a label, "" for an unconditional model."""
+    walk = sampler.walk(label, seed, STOPS, FRAMES_BETWEEN_STOPS)
+    write_film(path, sampler.render(walk, [label] * len(walk)), FRAMES_PER_SECOND)
+    say(f"{path}: {len(walk)} frames between {STOPS} images{f' of {label}' if label else ''}")
 
 
 def write_images(

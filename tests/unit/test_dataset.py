@@ -212,3 +212,24 @@ def test_the_common_stain_follows_the_training_patches(folder):
             Image.fromarray(pixels).save(folder / file.path)
     after = PatchDataset(folder, SIZE, split="test", stain_normalize="reinhard").pixels(0)
     assert after[..., 1].mean() < 0.8 * before[..., 1].mean()
+
+
+@pytest.mark.parametrize("method", ["macenko", "reinhard"])
+def test_patches_of_a_slide_are_normalised_alike(tmp_path, method):
+    """The same colour becomes the same one in every patch of a slide, however pale the rest of the patch is."""
+    random = np.random.default_rng(0)
+    basis = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+    (tmp_path / "benign").mkdir()
+    for slide, factors in (("A", [1.0, 1.0]), ("B", [0.5, 1.4])):
+        for place, strength in enumerate((1.0, 1.0, 0.1)):
+            amounts = strength * random.gamma(2.0, 0.15, (SIZE, SIZE, 2))
+            amounts[:4, :4] = 0.3
+            pixels = (240 * 10 ** -(amounts * np.array(factors) @ basis) - 1).clip(0, 255).round().astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "benign" / f"{slide}_{place}_0.png")
+    dataset = PatchDataset(tmp_path, SIZE, stain_normalize=method)
+    corner = {file.path[7:10]: dataset.pixels(index)[:4, :4].reshape(-1, 3) for index, file in enumerate(dataset.files)}
+    assert all(len(np.unique(colour, axis=0)) == 1 for colour in corner.values())
+    for slide in "AB":
+        assert np.array_equal(corner[f"{slide}_0"], corner[f"{slide}_2"])
+    raw = np.abs(PatchDataset(tmp_path, SIZE).pixels(0)[0, 0].astype(int) - PatchDataset(tmp_path, SIZE).pixels(3)[0, 0]).max()
+    assert np.abs(corner["A_0"][0].astype(int) - corner["B_0"][0]).max() < raw / 2

@@ -1,7 +1,7 @@
 """Which images are of one slide: patches by their names, generated images by none."""
 
-from data.dataset import list_patches
-from data.holdout import groups_of, slide_of
+from data.dataset import list_patches, slide_of
+from data.holdout import groups_of
 from data.manifest import Patch, write_manifest
 
 NAMES = ("sample_3_0001.png", "sample_3_0002.png", "SLIDE_64_128.png")
