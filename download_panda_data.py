@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, selection: Selection, progress: Progress) -> i
         for name, size in plan.files.items():
             say(f"{size:>14} {name}")
         return None
-    download.announce(plan, progress.log)
+    download.announce(plan, selection.num_slides, progress.log)
     if args.stream:
         from data import stream  # only here: it needs what the extraction needs
 

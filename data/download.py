@@ -311,13 +311,15 @@ def check_disk(folder: Path, needed: int, missing: dict[str, int], slides: int) 
     )
 
 
-def announce(plan: Plan, log: Callable[[str], None]) -> None:
-    """Say what is wanted, what is left out, and why."""
+def announce(plan: Plan, wanted: int | None, log: Callable[[str], None]) -> None:
+    """Say what is fetched, what is left out, and why. wanted: the number of slides asked for."""
     strata = Counter((record.data_provider, record.isup_grade) for record in plan.slides)
     for provider in sorted({provider for provider, _ in strata}):
         log(f"{provider}: " + ", ".join(f"grade {grade}: {strata[provider, grade]}" for grade in range(6)) + " slides")
     for slide_id, reason in plan.bad.items():
         log(f"left out {slide_id}: {reason} (--include_bad takes it)")
+    if wanted and len(plan.slides) < wanted:
+        log(f"--num_slides {wanted}: train.csv has no more than {len(plan.slides)} that are fit and chosen")
     if plan.absent:
         log(f"{len(plan.absent)} slides of train.csv are not in Kaggle's file list, the first is {plan.absent[0]}")
     log(f"{len(plan.slides)} slides, {len(plan.files)} files, {gigabytes(sum(plan.files.values()))} in all")

@@ -7,6 +7,7 @@ from collections import Counter
 from common.progress import say
 from data.panda import LABELS
 from data.patches import ExtractResult, ExtractSettings
+from data.quality_rows import MIXED_MPP
 from data.staging import FAILED_NAME
 
 MAX_SHOWN = 10
@@ -22,17 +23,35 @@ def report(settings: ExtractSettings, result: ExtractResult) -> int:
         say("rejected places: " + ", ".join(f"{count} {reason}" for reason, count in sorted(result.rejected.items())))
     missing = settings.max_patches - len(result.patches)
     if missing > 0:
-        say(f"{missing} short of --max_patches {settings.max_patches}: no more usable tissue; add slides or lower --min_tissue")
+        say(f"{missing} short of --max_patches {settings.max_patches}: {_why_short(settings, result)}")
+    _warn_of_magnifications(result)
     rate = f" ({result.made / result.seconds:.0f} patches/s)" if result.made else ""
     say(f"{len(result.patches)} patches from {result.slides} slides in {settings.output_dir}")
     say(f"{result.made} made now in {result.seconds:.1f} s{rate}")
     say(f"next: python check_data.py --patches {settings.output_dir}")
     if result.failed:
         failed = settings.output_dir / FAILED_NAME
-        say(f"error: {len(result.failed)} slide(s) could not be read, see {failed}; mend them and start again")
+        say(f"error: {len(result.failed)} slide(s) could not be used, the reasons are in {failed}; mend them and start again")
     elif not result.patches:
         say("error: no patch at all; the warnings above say why")
     return int(bool(result.failed) or not result.patches)
+
+
+def _why_short(settings: ExtractSettings, result: ExtractResult) -> str:
+    full = Counter(patch.slide_id for patch in result.patches).values()
+    if settings.max_per_slide in full:
+        return f"--max_per_slide {settings.max_per_slide} allows no more of these slides; raise it in another folder, or add slides"
+    others = " in the other slides" if result.failed else ""
+    return f"no more usable tissue{others}; add slides or lower --min_tissue"
+
+
+def _warn_of_magnifications(result: ExtractResult) -> None:
+    mpp = [patch.mpp for patch in result.patches if patch.mpp]
+    if mpp and max(mpp) > MIXED_MPP * min(mpp):
+        say(
+            f"warning: the patches are of different magnifications, {min(mpp):.2g} to {max(mpp):.2g} micrometres a pixel; "
+            f"--mpp {max(mpp):.2g} in another --output_dir makes them alike"
+        )
 
 
 def _report_empty(empty: dict[str, str]) -> None:

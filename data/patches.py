@@ -25,19 +25,20 @@ from common.errors import UserError
 from common.files import replacing, write_text
 from common.progress import say, track
 from common.seeding import derive_seed
-from common.storage import Place, brought, files_in, remove, scratch, size_of, sweep
+from common.storage import Place, brought, contains, files_in, remove, scratch, size_of, sweep
 from data import manifest, staging
 from data.allocation import Supply, allocate
 from data.cutting import Cut, Cutting, Failure, Job, Scan, file_stem, fingerprint, relative_path
 from data.journal import Journal, Known
 from data.manifest import Patch
-from data.panda import KNOWN_BAD, LABELS, SlideRecord, read_train_csv, split_by_slide
+from data.panda import KNOWN_BAD, LABELS, PROVIDERS, SlideRecord, read_train_csv, split_by_slide
 from data.quarantine import set_aside_before
 from data.slides import slide_files, slides_among
 from data.staging import FAILED_NAME, SETTINGS_NAME, Output
 from data.workers import WorkerDied, run_jobs, run_on_cluster
 
 FORMATS = ("png", "jpg")
+IMAGE_FOLDERS = ("train_images", "train_label_masks")  # of PANDA's layout
 SET_ASIDE = "set aside by check_data.py"  # among the reasons why a place gives no patch
 
 
@@ -118,16 +119,39 @@ def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, J
     records = (
         _panda_records(beside["train.csv"], files, result) if "train.csv" in beside else {name: SlideRecord(name) for name in files}
     )
-    if not records:
-        raise UserError(f"no slides in {folder}; put slides there or name another folder with --data_dir")
+    _say_what_lies_deeper(folder, bool(records))
     masks = files_in(folder / "train_label_masks")
-    without = sum(bool(record.data_provider) and f"{slide_id}_mask.tiff" not in masks for slide_id, record in records.items())
-    if without:
-        say(f"{without} slide(s) of train.csv have no train_label_masks/ID_mask.tiff: their patches stay unlabelled")
+    _say_what_stays_unlabelled(records, masks)
     return {
         slide_id: make_job(settings, records[slide_id], files[slide_id], masks.get(f"{slide_id}_mask.tiff"))
         for slide_id in sorted(records)
     }
+
+
+def _say_what_lies_deeper(folder: Place, found: bool) -> None:
+    """Slides in sub-folders are not searched: say so, or raise UserError where there are no others."""
+    below = [entry for entry in folder.iterdir() if entry.is_dir()] if isinstance(folder, Path) else []
+    deeper = {entry.name: len(slide_files(entry)) for entry in below if entry.name not in IMAGE_FOLDERS}
+    deeper = {name: count for name, count in deeper.items() if count}
+    note = f"sub-folders are not searched: {sum(deeper.values())} file(s) named like slides lie in {', '.join(sorted(deeper))}"
+    if not found:
+        way_out = f"{note}; name" if deeper else "put slides there or name"
+        raise UserError(f"no slides in {folder}; {way_out} another folder with --data_dir")
+    if deeper:
+        say(f"note: {note}")
+
+
+def _say_what_stays_unlabelled(records: dict[str, SlideRecord], masks: dict[str, Place]) -> None:
+    named = {slide_id: record for slide_id, record in records.items() if record.data_provider}
+    without = [slide_id for slide_id in named if f"{slide_id}_mask.tiff" not in masks]
+    if without:
+        say(f"{len(without)} slide(s) of train.csv have no train_label_masks/ID_mask.tiff: their patches stay unlabelled")
+    strange = {record.data_provider for slide_id, record in named.items() if slide_id not in without} - set(PROVIDERS)
+    if strange:
+        say(
+            f"masks of {', '.join(sorted(strange))} are not read (data_provider in train.csv; known: {' and '.join(PROVIDERS)}): "
+            "patches of these slides stay unlabelled"
+        )
 
 
 def make_job(settings: ExtractSettings, record: SlideRecord, path: Place, mask: Place | None) -> Job:
@@ -193,6 +217,10 @@ def check_folder(settings: ExtractSettings, output: Output) -> None:
         output.here.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_same(json.loads(path.read_text(encoding="utf-8"))["settings"], settings)
+        elif settings.output_dir.resolve() == settings.data_dir.resolve() or any(
+            contains(settings.data_dir / name, settings.output_dir) for name in IMAGE_FOLDERS
+        ):
+            raise UserError(f"{folder} is where the slides are; name another --output_dir for the patches")
         elif {manifest.NAME, *LABELS} & {name.split("/")[0] for name in files_in(folder, below=True)}:
             raise UserError(f"{folder} holds patches but no {SETTINGS_NAME}; use another --output_dir")
     except (ValueError, LookupError, TypeError) as error:
@@ -248,13 +276,10 @@ class Run:
     def reconcile(self) -> None:
         """Forget what changed or vanished since the journal was written, then remove our files that no row will name.
 
-        Raises UserError, and removes nothing, where slides that gave patches are no longer among the slides.
+        Raises UserError, and removes nothing, where slides that gave patches are gone or can no longer be read.
         """
         self._check_all_there()
-        for slide_id, job in self.jobs.items():
-            known = self.journal.known(slide_id)
-            if known.scan and known.fingerprint != _fingerprints(job) and fingerprint(job.path):
-                known.scan, known.cuts, known.next_index = None, [], 0
+        self._scan_changed()
         present = {name for name, file in self.output.pictures().items() if size_of(file)}
         for slide_id, known in self.journal.slides.items():
             kept = [item for item in known.cuts if (path := self._path(slide_id, item)) in present or path not in self.aside]
@@ -277,6 +302,26 @@ class Run:
                 "or use another --output_dir"
             )
 
+    def _scan_changed(self) -> None:
+        """Scan anew the slides that gave patches and are not what they were."""
+        changed = []
+        for slide_id, job in self.jobs.items():
+            known = self.journal.known(slide_id)
+            if known.scan and known.fingerprint != _fingerprints(job) and fingerprint(job.path):
+                if known.cuts:
+                    changed.append(job)
+                else:
+                    known.scan, known.next_index = None, 0
+        if changed:
+            say(f"{len(changed)} slide(s) changed since they gave patches (slide, mask, or row of train.csv): they are cut again")
+        self._scan_jobs(changed)
+        lost = {job.record.slide_id for job in changed} & self.failed.keys()
+        if lost:
+            raise UserError(
+                f"{len(lost)} slide(s) that gave patches of {self.settings.output_dir} can no longer be read (see above), and the "
+                "patches would go with them; bring them back as they were, or use another --output_dir"
+            )
+
     def _give_up(self, slide_id: str, kept: list[Cut]) -> None:
         """Go on without patches that check_data.py set aside: the slide's next places take their turn."""
         known = self.journal.known(slide_id)
@@ -289,6 +334,9 @@ class Run:
         todo = [job for slide_id, job in self.jobs.items() if slide_id in wanted and not self.journal.known(slide_id).scan]
         if todo:
             say(f"scanning {len(todo)} of {len(self.jobs)} slides for tissue")
+        self._scan_jobs(todo)
+
+    def _scan_jobs(self, todo: list[Job]) -> None:
         for job, outcome in self._work(staging.scan, todo, "scan"):
             if isinstance(outcome, Scan):
                 slide_id = job.record.slide_id
@@ -454,7 +502,9 @@ def _draw_task(task: tuple) -> Failure | None:
 
 
 def _fingerprints(job: Job) -> list:
-    return fingerprint(job.path) + fingerprint(job.mask_path)
+    """Of all that a slide's patches and their labels come from."""
+    labelled_by = [job.record.data_provider, job.record.gleason_score] if job.mask_path else []
+    return fingerprint(job.path) + fingerprint(job.mask_path) + labelled_by
 
 
 def _digest(cuts: list[Cut]) -> str:

@@ -26,10 +26,12 @@ from common.progress import track
 from data import shards
 from data.findings import Scan, printable
 from data.panda import LABELS
+from data.slides import SUFFIXES as OF_SLIDES
 from data.tissue import Inspection, optical_density
 from data.workers import WorkerDied, run_jobs
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # what training reads
+_OF_SLIDES_ALONE = set(OF_SLIDES) - set(SUFFIXES)
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
 QUARANTINE_SUFFIX = "_quarantine"
 
@@ -203,11 +205,13 @@ def list_folder(folder: Path) -> Listing:
 def find_folders(root: Path) -> tuple[list[Path], list[Path]]:
     """(slide folders, patch folders) at and below ``root``; links and quarantined patches are left out.
 
-    A slide folder has train.csv or train_images/, a patch folder patches.csv, patches.parquet or a sub-folder named like a label.
+    A slide folder has train.csv, train_images/ or a file named as only slides are; a patch folder patches.csv, patches.parquet or a
+    sub-folder named like a label.
     """
     slides, patches = [], []
     for folder, folders, files in os.walk(root):
-        if "train.csv" in files or "train_images" in folders:
+        of_slides = any(Path(name).suffix.lower() in _OF_SLIDES_ALONE for name in files)
+        if of_slides or "train.csv" in files or "train_images" in folders:
             slides.append(Path(folder))
         elif {"patches.csv", shards.NAME} & set(files) or set(folders) & set(LABELS):
             patches.append(Path(folder))

@@ -76,17 +76,22 @@ def assess(folder: Path, listing: Listing, scans: dict[str, Scan]) -> Assessment
         findings += quality_rows.manifest_findings(rows, by_path, scans)
     for check in (_blur, _near_duplicates, _stain_outliers, _stain_gap):
         findings += check(good, known)
-    findings += [*quality_rows.split_findings(known), *quality_rows.balance_findings(known), *quality_rows.amount(known)]
+    findings += [*quality_rows.split_findings(known), *quality_rows.balance_findings(known), *quality_rows.amount(folder, known)]
     return Assessment(
         "patches",
         folder,
-        f"{len(scans):,} patches of {len({fact.slide_id for fact in facts.values()}):,} slides, {len(good):,} fit for training",
+        f"{len(scans):,} patches of {_slides(facts, set(by_path)):,} slides, {len(good):,} fit for training",
         findings,
         _tables(known, good),
         {path: f"{FAULTS[key].title}: {detail}" for path, (key, detail) in faults.items() if FAULTS[key].movable},
         good,
         known,
     )
+
+
+def _slides(facts: dict[str, Facts], listed: set[str]) -> int:
+    """How many slides the patches are of; a file without a row may be of none."""
+    return len({fact.slide_id for path, fact in facts.items() if path in listed or not listed})
 
 
 def find_faults(scans: dict[str, Scan], facts: dict[str, Facts], listed: set[str]) -> dict[str, tuple[str, str]]:
@@ -103,13 +108,13 @@ def find_faults(scans: dict[str, Scan], facts: dict[str, Facts], listed: set[str
         else:
             copies[scan.digest].append(path)
     for paths in copies.values():
-        faults |= _copy_faults(sorted(paths, key=lambda path: (path not in listed, path)), facts)
+        faults |= _copy_faults(sorted(paths, key=lambda path: (path not in listed, path)), facts, listed)
     return faults
 
 
-def _copy_faults(paths: list[str], facts: dict[str, Facts]) -> dict[str, tuple[str, str]]:
+def _copy_faults(paths: list[str], facts: dict[str, Facts], listed: set[str]) -> dict[str, tuple[str, str]]:
     first, *others = paths
-    if len({facts[path].label for path in paths}) > 1:
+    if len({facts[path].label for path in paths if path in listed or first not in listed}) > 1:
         return {path: ("contradictory", f"same pixels as {others[0] if path == first else first}") for path in paths}
     across = [" (on the other side of the split)" if facts[path].split != facts[first].split else "" for path in others]
     return {path: ("duplicate", f"same pixels as {first}{leak}") for path, leak in zip(others, across, strict=True)}
@@ -153,7 +158,7 @@ def _blur(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
     soft.sort(key=lambda path: good[path].sharpness)
     if soft:
         items = tuple(f"{path}: sharpness {good[path].sharpness:.1f}" for path in soft)
-        advice = "far less sharp than their provider's median; look at them, and remove what is out of focus"
+        advice = "far less sharp than their provider's median; delete what is out of focus, then --quarantine keeps it out"
         yield Finding("warning", "blur", "blurred patches", advice, items, tuple(soft))
 
 
@@ -218,7 +223,7 @@ def _near_duplicates(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator
         ("near_leak", "broken", "groups of nearly identical patches on both sides of the split", across),
     ):
         if found:
-            advice = "the same tissue saved twice; look at them and keep one of each group"
+            advice = "the same tissue saved twice; delete all but one of each group, then --quarantine keeps them out"
             yield Finding(severity, check, title, advice, tuple(map(" = ".join, found)), tuple(chain.from_iterable(found)))
 
 
@@ -234,7 +239,7 @@ def _stain_outliers(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[
     if odd:
         odd.sort(reverse=True)
         items = tuple(f"{path}: {distance:.1f} robust deviations from its provider's colour" for distance, path in odd)
-        advice = "pen, folds, blood or another stain; look at them, and remove what is not tissue"
+        advice = "pen, folds, blood or another stain; delete what is not tissue, then --quarantine keeps it out"
         yield Finding("warning", "stain_outliers", "patches of unusual colour", advice, items, tuple(path for _, path in odd))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from data.findings import Facts, Finding, Scan, printable
 from data.manifest import Patch
 from data.panda import KNOWN_BAD, LABELS, PROVIDERS, gleason_patterns, isup_from_gleason
 
+MIXED_MPP = 1.3  # largest over smallest; PANDA's two scanners are at 0.45 to 0.50
 # Patches wanted for one GAN, fewest and most.
 TARGET = (5_000, 10_000)
 CONFOUNDED = 0.3  # Cramer's V between grade and provider
+REACHED = 0.95  # of --max_patches: some may have been set aside since
 FEW_SHARE = 0.1  # a label with less than this share of the most frequent one
 _SLIDE_X_Y = re.compile(r"(?P<slide>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -68,13 +71,18 @@ def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[
         "broken", "repeated_rows", "patches with several manifest rows", "--quarantine keeps the first row", repeated
     )
     missing = by_path.keys() - scans.keys()
-    advice = "extract them again, or let --quarantine take the rows out of the manifest"
+    advice = "extract them again, or, where you removed them, let --quarantine take their rows out: extraction then leaves them out"
     yield from finding("broken", "missing_files", "manifest rows without a file", advice, missing)
     advice = "training does not see them; extract again or add their rows"
     yield from finding("warning", "stray_files", "files without a manifest row", advice, scans.keys() - by_path.keys())
     for check, title, advice, wrong in _ROW_RULES:
         items = [f"{row.path}: {reason}" for row in rows if (reason := wrong(row))]
         yield from finding("warning", check, title, advice, items)
+    mpp = [row.mpp for row in rows if row.mpp]
+    if mpp and max(mpp) > MIXED_MPP * min(mpp):
+        advice = f"a GAN would learn both sizes of nuclei: extract with --mpp {max(mpp):.2g} into another folder"
+        found = [f"{min(mpp):.2g} to {max(mpp):.2g} micrometres a pixel"]
+        yield from finding("warning", "mixed_mpp", "patches of different magnifications", advice, found)
     for name in ("data_provider", "isup_grade", "gleason_score"):
         values = defaultdict(set)
         for row in rows:
@@ -111,9 +119,13 @@ def _grade(row: Patch) -> str:
 
 def _pattern(row: Patch) -> str:
     patterns = gleason_patterns(row.gleason_score) if row.gleason_score else None
-    if patterns is None or not row.label.startswith("gleason") or patterns != (0, 0):
+    if patterns is None or not row.label.startswith("gleason"):
         return ""
-    return f"{row.label} on a slide without cancer ({row.gleason_score})"
+    if patterns == (0, 0):
+        return f"{row.label} on a slide without cancer ({row.gleason_score})"
+    # Karolinska's masks name no pattern: it is the slide's.
+    wrong = row.data_provider == "karolinska" and set(patterns) != {int(row.label.removeprefix("gleason"))}
+    return f"{row.label} on a slide of karolinska scored {row.gleason_score}" if wrong else ""
 
 
 _ROW_RULES: tuple[tuple[str, str, str, Callable[[Patch], str]], ...] = (
@@ -125,7 +137,7 @@ _ROW_RULES: tuple[tuple[str, str, str, Callable[[Patch], str]], ...] = (
     ),
     ("unknown_provider", "rows with an unknown provider", f"PANDA's providers are {' and '.join(PROVIDERS)}", _provider),
     ("grade_mismatch", "rows whose grade does not follow from the score", "check these slides in train.csv", _grade),
-    ("label_mismatch", "cancer labels on slides without cancer", "check the slide's mask and score", _pattern),
+    ("label_mismatch", "labels that the slide's score contradicts", "check its mask and score, and extract again", _pattern),
     ("known_bad", "patches of slides known to be wrong", "leave these slides out", lambda row: KNOWN_BAD.get(row.slide_id, "")),
 )
 
@@ -143,7 +155,7 @@ def split_findings(known: dict[str, Facts]) -> Iterator[Finding]:
         advice = "evaluation would measure memory, not skill: give each slide one side and extract again"
         yield Finding("broken", "split_leak", "slides on both sides of the train/test split", advice, tuple(map(printable, leaks)))
     elif sides and len({split for count in sides.values() for split in count}) < 2:
-        advice = "evaluate.py needs held-out slides: extract from at least four slides of one provider and grade"
+        advice = "evaluate.py needs held-out slides: extract from at least four slides"
         yield Finding("warning", "one_sided_split", "all patches are on one side of the split", advice, (f"{len(sides)} slides",))
 
 
@@ -192,15 +204,27 @@ def grade_by_provider(known: dict[str, Facts]) -> np.ndarray:
     return table
 
 
-def amount(known: dict[str, Facts]) -> Iterator[Finding]:
-    """Whether there are as many patches as a GAN wants, and how many slides more that would take."""
+def _limit(folder: Path) -> int | None:
+    """What extract.json says of --max_patches; None where there is none that can be read."""
+    try:
+        return int(json.loads((folder / "extract.json").read_text(encoding="utf-8"))["settings"]["max_patches"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def amount(folder: Path, known: dict[str, Facts]) -> Iterator[Finding]:
+    """Whether there are as many patches as a GAN wants, and what it would take."""
     least, most = TARGET
     slides = len({fact.slide_id for fact in known.values()})
     if len(known) >= least:
         return
     missing = least - len(known)
     each = len(known) / max(slides, 1)
-    more = f", about {-(-missing // max(each, 1)):,.0f} more slides at {each:.1f} patches a slide" if known else ""
+    limit = _limit(folder)
+    if limit is not None and len(known) >= REACHED * limit:
+        more = f" with a larger --max_patches of extract_patches.py than {limit:,}, if the slides have them"
+    else:
+        more = f", about {-(-missing // max(each, 1)):,.0f} more slides at {each:.1f} patches a slide" if known else ""
     advice = (
         f"{least:,} to {most:,} are good to have for one GAN: {missing:,} more{more}; fewer work too: train on while KID falls, "
         "and look for copies with evaluate.py"

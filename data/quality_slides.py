@@ -7,6 +7,7 @@ hours on PANDA.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -62,6 +63,7 @@ class SlideScan:
 
 def scan_slide(paths: tuple[Path, Path | None]) -> SlideScan:
     """Open one slide and its mask (None: none is expected) and read a little of both. Never raises for a bad file."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # of a damaged file it says so on the terminal, we in the report
     path, mask = paths
     about: dict = {"slide_id": path.stem, "truncated": _truncated(path)}
     try:
@@ -110,7 +112,7 @@ def _scan_mask(path: Path) -> dict:
         return {"mask_error": str(error)}
     regions.append(overview)
     values = frozenset(int(value) for region in regions for value in np.unique(region[..., 0]))
-    colours = any(region[..., 1:].any() for region in regions)
+    colours = any((region != region[..., :1]).any() for region in regions) and any(region[..., 1:].any() for region in regions)
     return {"mask_error": truncated, "mask_size": size, "mask_values": values, "mask_colours": colours}
 
 
@@ -128,8 +130,7 @@ def _truncated(path: Path) -> str:
 
 def check_slide_folder(folder: Path, workers: int) -> Assessment:
     """Check train.csv, the slides and the masks of ``folder`` (PANDA's layout, or bare slide files)."""
-    images = folder / "train_images" if (folder / "train_images").is_dir() else folder
-    files = slide_files(images)
+    files = slide_files(folder / "train_images") + slide_files(folder)
     records, findings = _records(folder)
     findings += _csv_findings(records)
     findings += _file_findings(folder, records, files)
@@ -239,7 +240,7 @@ def _scan_findings(scans: list[SlideScan]) -> Iterator[Finding]:
     def slides(text) -> list[str]:
         return [f"{scan.slide_id}: {found}" for scan in scans if (found := text(scan))]
 
-    advice = "fetch them again; extraction leaves them out and lists them in failed_slides.csv"
+    advice = "fetch or convert them again; extraction leaves them out and lists them in failed_slides.csv"
     yield from _finding(
         "broken", "unreadable", "slides that cannot be read", advice, slides(lambda scan: scan.error or scan.truncated)
     )

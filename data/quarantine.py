@@ -20,6 +20,7 @@ from data.panda import read_csv_rows
 from data.quality import QUARANTINE_SUFFIX
 
 PENDING, REASONS = "pending.csv", "reasons.csv"
+NO_FILE = "row without a file"
 _ROW_COLUMNS = tuple(name for name in COLUMNS if name != "path")
 _COLUMNS = ("path", "moved_to", "reason", *_ROW_COLUMNS)
 
@@ -41,9 +42,9 @@ def quarantine_folder(folder: Path) -> Path:
 
 
 def set_aside_before(folder: Path) -> set[str]:
-    """Paths of the patches of ``folder`` that were moved aside. Raises UserError when their list is damaged."""
+    """Paths of the patches of ``folder`` that were moved aside, by hand too. Raises UserError when their list is damaged."""
     path = quarantine_folder(folder) / REASONS
-    return {entry.path for entry in _read(path) if entry.moved_to} if path.exists() else set()
+    return {entry.path for entry in _read(path) if entry.moved_to or entry.reason == NO_FILE} if path.exists() else set()
 
 
 def is_pending(folder: Path) -> bool:
@@ -59,10 +60,12 @@ def finish(folder: Path) -> int:
 def set_aside(folder: Path, faults: dict[str, str]) -> int:
     """Move the patches of ``faults`` (path -> reason) aside and mend the manifest; returns the number of steps taken.
 
-    Rows without a file and repeated rows leave the manifest too. Raises UserError when the manifest is damaged or nothing can be
-    moved; then nothing was changed.
+    Rows without a file and repeated rows leave the manifest too. Raises UserError when the manifest is damaged, nothing can be
+    moved, or ``folder`` holds slides; then nothing was changed.
     """
     folder, aside = Path(folder), quarantine_folder(folder)
+    if faults and ((folder / "train.csv").exists() or (folder / "train_images").exists()):
+        raise UserError(f"{folder} holds slides (train.csv or train_images); --quarantine moves nothing there")
     rows = manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else []
     plan = _plan(folder, aside, rows, faults)
     if not plan:
@@ -88,7 +91,7 @@ def _plan(folder: Path, aside: Path, rows: list[Patch], faults: dict[str, str]) 
         if relative in by_path:
             plan.append(Entry(relative, "", "repeated row", _cells(row)))
         elif not os.path.lexists(path):
-            plan.append(Entry(relative, "", "row without a file", _cells(row)))
+            plan.append(Entry(relative, "", NO_FILE, _cells(row)))
         by_path.setdefault(relative, row)
     for path, reason in sorted(faults.items()):
         target = _free(aside, path, taken)

@@ -75,13 +75,16 @@ def check_target(folder: Place, target: Place) -> None:
 def pack(folder: Place, target: Place) -> int:
     """Pack the patches of ``folder`` (with a manifest) into shards in ``target``; the number of patches.
 
-    Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing.
+    Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing, or where
+    ``target`` holds patches of other slides, which may be all that is left of them.
     """
     with storage.scratch() as scratch:
         listed = storage.brought(folder / manifest.NAME, scratch)
         rows, digest = manifest.read_manifest(listed.parent), sha256(listed)
-    if _packed_from(target) == digest:
+    before = _packed_before(target)
+    if before and before.packed_from == digest:
         return len(rows)
+    _check_no_others(before, target, rows)
     rows.sort(key=lambda row: (row.split, derive_seed(0, row.path)))
     write_shards(target, track(_with_content(folder, rows), "pack", len(rows), "patches"), digest)
     return len(rows)
@@ -105,14 +108,24 @@ def _content(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}); run check_data.py --quarantine") from error
 
 
-def _packed_from(target: Place) -> str | None:
-    """Digest of the manifest that the shards in ``target`` were made from; None where they are not whole."""
+def _check_no_others(before: Shards | None, target: Place, rows: list[Patch]) -> None:
+    held = set(before.column("slide_id")) if before else set()
+    others = held - {row.slide_id for row in rows}
+    if len(others) > 0.5 * len(held):  # a slide or two may have lost all its patches to check_data.py
+        raise UserError(
+            f"{target} holds patches of {len(others)} slide(s) that are not among these, and they would be gone; name another "
+            "folder with --shards, or remove them there yourself"
+        )
+
+
+def _packed_before(target: Place) -> Shards | None:
+    """The shards that lie in ``target``; None where they are not whole."""
     there = storage.files_in(target)
     if NAME not in there:
         return None
     with storage.scratch() as scratch:
         try:
-            return Shards(storage.brought(there[NAME], scratch).parent, there).packed_from
+            return Shards(storage.brought(there[NAME], scratch).parent, there)
         except UserError:
             return None
 

@@ -201,9 +201,27 @@ def _open(path: Path):
     try:
         return openslide.OpenSlide(str(path))
     except openslide.OpenSlideError as error:
-        raise SlideError(f"cannot be opened, truncated or not a slide ({error})") from error
+        kind = (
+            "a TIFF that OpenSlide does not read; save it as a tiled pyramid"
+            if _is_whole_tiff(path)
+            else "truncated or not a slide"
+        )
+        raise SlideError(f"cannot be opened, {kind} ({error})") from error
     except OSError as error:
         raise SlideError(f"cannot be opened ({error.strerror or error})") from error
+
+
+def _is_whole_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF whose first picture lies in it to its last byte, such as one of strips."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+            return max(ends, default=0) <= path.stat().st_size
+    except (tifffile.TiffFileError, *_DECODING_ERRORS):
+        return False
 
 
 def _mpp(properties) -> float | None:

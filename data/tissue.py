@@ -217,6 +217,8 @@ def _quarters(array: np.ndarray, border: int) -> list[np.ndarray]:
 def _lacks_detail(fine: np.ndarray, coarse: np.ndarray) -> bool:
     """Whether the Laplacian of a part varies little, or little beside that of the part seen four times smaller."""
     detail = _variance(fine)
+    if not coarse.size:  # a patch of a few pixels
+        return detail < MIN_DETAIL
     return detail < MIN_DETAIL or detail < MIN_FINE_DETAIL * _variance(coarse)
 
 

@@ -337,9 +337,9 @@ def test_grades_of_one_provider_each_are_confounded(tmp_path):
     assert checks(judge(tmp_path))["confounded"] == ("ISUP 4 only from karolinska", "ISUP 5 only from radboud")
 
 
-def test_amount_says_how_many_slides_are_missing():
+def test_amount_says_how_many_slides_are_missing(tmp_path):
     known = {f"{k}": quality_patches.Facts("benign", f"slide{k % 10}") for k in range(1000)}
-    (finding,) = quality_rows.amount(known)
+    (finding,) = quality_rows.amount(tmp_path, known)
     assert "4,000 more, about 40 more slides at 100.0 patches a slide" in finding.advice
     assert not list(quality_rows.amount({f"{k}": quality_patches.Facts("benign", "s") for k in range(5000)}))
 
