@@ -35,6 +35,7 @@ CONDITIONS = ("none", "label", "isup", "label+provider", "isup+provider")
 MAX_CACHE_BYTES = 16 * 2**30
 MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
 MAX_BAD_SHARE = 0.05
+LARGEST_USUAL = 512  # pixels a side of a patch; larger ones are rather regions, or slides
 STAIN_REFERENCES = 32  # training patches whose mixed stain is the common one
 STAIN_PATCHES = 8  # of a slide, that its own stain is measured on
 
@@ -67,32 +68,33 @@ def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yo
         ]
     else:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        files = [_without_manifest(path.relative_to(folder)) for path in paths if not path.name.startswith(".")]
+        files = [_without_manifest(path.relative_to(folder).as_posix()) for path in paths if not path.name.startswith(".")]
     if not files:
         raise UserError(f"no images in {folder}; {way_out}")
     return files
 
 
-def _without_manifest(path: Path) -> PatchFile:
-    label = path.parts[0] if len(path.parts) > 1 else "unlabelled"
-    return PatchFile(path.as_posix(), label, "", None, "train")
+def _without_manifest(path: str) -> PatchFile:
+    label, split = manifest.by_path(path)
+    return PatchFile(path, label, "", None, split or "train")
 
 
 def slide_of(file: PatchFile) -> str:
-    """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's image stands for itself."""
-    match = re.fullmatch(r"(.+)_\d+_\d+", Path(file.path).stem)
-    return match[1] if match else file.path
+    """The slide that a patch was cut from, as ``manifest.slide_by_path``."""
+    return manifest.slide_by_path(file.path)
 
 
 def class_of(file: PatchFile, condition: str) -> str:
     """Name of the class that a patch belongs to under ``condition``; "" when unconditional.
 
-    label: "gleason4"; isup: "isup0" .. "isup5", "unknown"; with the provider, where it is known: "gleason4-radboud".
+    label: "gleason4"; isup: "isup0" .. "isup5", "unknown"; with the provider, where it is known: "gleason4-radboud". Folders of
+    people's own may be named isup0 .. isup5 and are then grades as well.
     """
     what, _, provider = condition.partition("+")
     if what == "none":
         return ""
-    name = file.label if what == "label" else "unknown" if file.isup_grade is None else f"isup{file.isup_grade}"
+    graded = file.label if re.fullmatch("isup[0-5]", file.label) else "unknown"
+    name = file.label if what == "label" else graded if file.isup_grade is None else f"isup{file.isup_grade}"
     return f"{name}-{file.data_provider}" if provider and file.data_provider else name
 
 
@@ -138,6 +140,8 @@ def decode(source: Path | io.BytesIO, size: int) -> np.ndarray:
             raise ValueError(f"declares {image.size[0]} x {image.size[1]} pixels")
         if image.mode.startswith(("I", "F")):
             raise ValueError("holds grey values of more than 8 bits; save it as RGB")
+        if image.has_transparency_data:  # what was cut away is glass: below it most programs leave black
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         image = image.convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -192,14 +196,26 @@ class PatchDataset(Dataset):
             / f".decoded_{split or 'all'}_{self.image_size}{'' if stain_normalize == 'none' else f'_{stain_normalize}_by_slide'}.u8"
         )
         if split == "train":
-            self._say_if_enlarged()
+            self._say_if_resized()
+            self._say_if_unlisted()
         self._open_pixels()
 
-    def _say_if_enlarged(self) -> None:
+    def _say_if_resized(self) -> None:
         """By the first patch: all were cut alike."""
         with contextlib.suppress(*UNDECODABLE), Image.open(content_of(self.folder, self.files[0].path)) as image:
-            if min(image.size) < self.image_size:
-                say(f"note: patches of {min(image.size)} pixels are enlarged to {self.image_size}, which adds no detail")
+            side = min(image.size)
+            if side < self.image_size:
+                say(f"note: patches of {side} pixels are enlarged to {self.image_size}, which adds no detail")
+            elif side > LARGEST_USUAL:
+                say(f"note: patches of {side} pixels are reduced to {self.image_size}: cut them smaller where nuclei matter")
+
+    def _say_if_unlisted(self) -> None:
+        if (self.folder / manifest.NAME).exists():
+            listed = {file.path for file in self._everything}
+            there = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+            strays = sum(path.relative_to(self.folder).as_posix() not in listed for path in there)
+            if strays:
+                say(f"note: {strays} pictures in {self.folder} have no row in {manifest.NAME} and are not trained on")
 
     def __len__(self) -> int:
         return len(self.files)

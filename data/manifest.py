@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
 from common.files import check_inside, replacing
@@ -14,6 +15,9 @@ from data.panda import LABELS, read_csv_rows
 
 NAME = "patches.csv"
 SPLITS = ("train", "test")
+REQUIRED = ("path", "split")  # of people's own files; what else is unknown is filled in
+SPLIT_FOLDERS = {"train": "train", "val": "test", "valid": "test", "validation": "test", "test": "test"}
+SLIDE_X_Y = re.compile(r"(?P<slide>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -54,38 +58,70 @@ def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
             writer.writerow("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values)
 
 
+def by_path(path: str) -> tuple[str, str]:
+    """(label, split) of a patch by its path alone: LABEL/NAME, or train/LABEL/NAME and val/LABEL/NAME as others lay them out.
+
+    "unlabelled" and "" where the path does not say.
+    """
+    folders = PurePosixPath(path).parts[:-1]
+    split = SPLIT_FOLDERS.get(folders[0].lower(), "") if len(folders) > 1 else ""
+    folders = folders[1:] if split else folders
+    return folders[0] if folders else "unlabelled", split
+
+
+def slide_by_path(path: str) -> str:
+    """The slide that a patch was cut from, by its name SLIDE_X_Y; another program's image stands for itself."""
+    match = SLIDE_X_Y.fullmatch(PurePosixPath(path).stem)
+    return match["slide"] if match else path
+
+
 def read_manifest(folder: Path) -> list[Patch]:
-    """Rows of ``folder/patches.csv``.
+    """Rows of ``folder/patches.csv``. Only ``path`` and ``split`` have to be there: label, slide and place follow from the path.
 
     Raises UserError that names the line when the file is missing, damaged, or has a path that leaves the folder.
     """
     path = Path(folder) / NAME
     patches = []
-    for number, row in enumerate(read_csv_rows(path, COLUMNS), start=2):
+    for number, row in enumerate(read_csv_rows(path, REQUIRED), start=2):
         try:
-            patches.append(_parse(row, folder))
+            patches.append(_parse(_filled(row), folder))
         except (ValueError, UserError) as error:
             raise UserError(f"{path}, line {number}: {error}; run extract_patches.py again or mend the line") from error
     return patches
 
 
+def _filled(row: dict[str, str]) -> dict[str, str]:
+    """A row with all COLUMNS; cells that are empty or absent say what the path says, or that nothing is known."""
+    match = SLIDE_X_Y.fullmatch(PurePosixPath(row["path"]).stem)
+    unknown = {"slide_id": slide_by_path(row["path"]), "label": by_path(row["path"])[0], "x": "0", "y": "0", "level": "0"}
+    unknown |= {"tissue": "1", "sharpness": "0"} | ({"x": match["x"], "y": match["y"]} if match else {})
+    return {name: row.get(name) or unknown.get(name, "") for name in COLUMNS}
+
+
 def _parse(row: dict[str, str], folder: Path) -> Patch:
     check_inside(folder, row["path"])
-    if row["label"] not in LABELS:
-        raise ValueError(f"label {row['label']!r} is not one of {', '.join(LABELS)}")
+    if row["label"] not in (*LABELS, by_path(row["path"])[0]):
+        raise ValueError(f"label {row['label']!r} is neither one of {', '.join(LABELS)} nor the folder of the patch")
     if row["split"] not in SPLITS:
         raise ValueError(f"split {row['split']!r} is not train or test")
-    grade = int(row["isup_grade"]) if row["isup_grade"] else None
+    grade = _number(row, "isup_grade", int) if row["isup_grade"] else None
     if grade is not None and not 0 <= grade <= 5:
         raise ValueError(f"isup_grade {grade} is not a number from 0 to 5")
-    numbers = {name: float(row[name]) for name in ("tissue", "sharpness")}
-    mpp = float(row["mpp"]) if row["mpp"] else None
+    numbers = {name: _number(row, name, float) for name in ("tissue", "sharpness")}
+    mpp = _number(row, "mpp", float) if row["mpp"] else None
     if not all(math.isfinite(value) for value in (*numbers.values(), mpp or 0.0)):
         raise ValueError("a number is not finite")
     return Patch(
         **{name: row[name] for name in ("path", "slide_id", "data_provider", "gleason_score", "label", "split")},
-        **{name: int(row[name]) for name in ("x", "y", "level")},
+        **{name: _number(row, name, int) for name in ("x", "y", "level")},
         **numbers,
         isup_grade=grade,
         mpp=mpp,
     )
+
+
+def _number(row: dict[str, str], name: str, kind: type) -> float:
+    try:
+        return kind(row[name])
+    except ValueError:
+        raise ValueError(f"{name} {row[name]!r} is not a number") from None

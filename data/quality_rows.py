@@ -20,9 +20,9 @@ MIXED_MPP = 1.3  # largest over smallest; PANDA's two scanners are at 0.45 to 0.
 # Patches wanted for one GAN, fewest and most.
 TARGET = (5_000, 10_000)
 CONFOUNDED = 0.3  # Cramer's V between grade and provider
+PATTERNS = {"gleason3": 3, "gleason4": 4, "gleason5": 5}
 REACHED = 0.95  # of --max_patches: some may have been set aside since
 FEW_SHARE = 0.1  # a label with less than this share of the most frequent one
-_SLIDE_X_Y = re.compile(r"(?P<slide>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
@@ -53,9 +53,9 @@ def facts(path: str, row: Patch | None) -> Facts:
     """What is known of one patch, from its row, else from its path."""
     if row is not None:
         return Facts(row.label, row.slide_id, row.data_provider, row.isup_grade, row.split)
-    pure = PurePosixPath(path)
-    match = _SLIDE_X_Y.fullmatch(pure.stem)
-    return Facts(pure.parts[0] if len(pure.parts) > 1 else "unlabelled", match["slide"] if match else pure.stem)
+    label, split = manifest.by_path(path)
+    match = manifest.SLIDE_X_Y.fullmatch(PurePosixPath(path).stem)
+    return Facts(label, match["slide"] if match else PurePosixPath(path).stem, split=split)
 
 
 def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[str, Scan]) -> Iterator[Finding]:
@@ -93,10 +93,13 @@ def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[
 
 def _place(row: Patch) -> str:
     path = PurePosixPath(row.path)
-    if len(path.parts) > 1 and path.parts[0] != row.label:
-        return f"lies under {path.parts[0]}, row says {row.label}"
-    match = _SLIDE_X_Y.fullmatch(path.stem)
-    if match is None or (int(match["x"]), int(match["y"])) != (row.x, row.y):
+    folder = manifest.by_path(row.path)[0]
+    if len(path.parts) > 1 and folder != row.label:
+        return f"lies under {folder}, row says {row.label}"
+    match = manifest.SLIDE_X_Y.fullmatch(path.stem)
+    if match is None:
+        return "" if row.slide_id == row.path else f"row says slide {row.slide_id}, x {row.x}, y {row.y}"
+    if (int(match["x"]), int(match["y"])) != (row.x, row.y):
         return f"row says x {row.x}, y {row.y}"
     named = match["slide"] == row.slide_id or not _FILE_NAME.fullmatch(row.slide_id)  # other ids are spelt differently in paths
     return "" if named else f"row says slide {row.slide_id}"
@@ -119,12 +122,12 @@ def _grade(row: Patch) -> str:
 
 def _pattern(row: Patch) -> str:
     patterns = gleason_patterns(row.gleason_score) if row.gleason_score else None
-    if patterns is None or not row.label.startswith("gleason"):
+    if patterns is None or row.label not in PATTERNS:
         return ""
     if patterns == (0, 0):
         return f"{row.label} on a slide without cancer ({row.gleason_score})"
     # Karolinska's masks name no pattern: it is the slide's.
-    wrong = row.data_provider == "karolinska" and set(patterns) != {int(row.label.removeprefix("gleason"))}
+    wrong = row.data_provider == "karolinska" and set(patterns) != {PATTERNS[row.label]}
     return f"{row.label} on a slide of karolinska scored {row.gleason_score}" if wrong else ""
 
 

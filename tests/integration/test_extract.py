@@ -250,6 +250,58 @@ def test_a_slide_that_changed_is_extracted_anew(settings, tmp_path):
     assert contents(settings.output_dir) == contents(fresh.output_dir)
 
 
+def change_row(settings, slide_id, **cells):
+    table = settings.data_dir / "train.csv"
+    with open(table, newline="") as file:
+        rows = [row | cells if row["image_id"] == slide_id else row for row in csv.DictReader(file)]
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_labels_follow_a_corrected_train_csv(settings, tmp_path):
+    sides = {patch.slide_id: patch.split for patch in extract(settings).patches}
+    change_row(settings, "bbb2", isup_grade="1", gleason_score="3+3")
+    result = extract(settings)
+    fresh = extract(replace(settings, output_dir=tmp_path / "fresh"))
+    found = {patch.path for patch in result.patches}
+    assert found == {patch.path for patch in fresh.patches} and any(path.startswith("gleason3/bbb2") for path in found)
+    assert not list((settings.output_dir / "gleason4").glob("bbb2*")) and result.made < len(result.patches)
+    assert {patch.slide_id: patch.split for patch in result.patches} == sides
+
+
+def test_a_slide_that_breaks_later_takes_no_patches_with_it(settings):
+    extract(settings)
+    before, slide = contents(settings.output_dir), settings.data_dir / "train_images" / "aaa1.tiff"
+    whole = slide.read_bytes()
+    slide.write_bytes(whole[:9_000])
+    with pytest.raises(UserError, match=r"1 slide\(s\) that gave patches .* can no longer be read"):
+        extract(settings)
+    assert contents(settings.output_dir) == before
+    slide.write_bytes(whole)
+    extract(settings)
+    assert contents(settings.output_dir) == before
+
+
+@pytest.mark.parametrize("below", ["", "train_images", "train_label_masks/patches"])
+def test_patches_do_not_go_among_the_slides(settings, below):
+    before = set(settings.data_dir.rglob("*"))
+    with pytest.raises(UserError, match="where the slides are; name another --output_dir"):
+        extract(replace(settings, output_dir=settings.data_dir / below))
+    assert {path for path in settings.data_dir.rglob("*") if path.is_file()} == {path for path in before if path.is_file()}
+
+
+def test_what_was_deleted_by_hand_stays_away_once_that_is_told(settings):
+    settings = replace(settings, max_patches=20)
+    extract(settings)
+    first = min(settings.output_dir.rglob("*.png"))
+    first.unlink()
+    set_aside(settings.output_dir, {})
+    again = extract(settings)
+    assert len(again.patches) == 20 and again.made == 1 and not first.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "named"), [({"seed": 5}, "seed 0"), ({"min_tissue": 0.7}, "min_tissue"), ({"max_patches": 5}, "max_patches")]
 )
@@ -355,6 +407,39 @@ def test_missing_masks_are_said(settings, capsys):
     (settings.data_dir / "train_label_masks" / "aaa1_mask.tiff").rename(settings.data_dir / "train_label_masks" / "aaa1_mask.tif")
     extract(settings)
     assert "1 slide(s) of train.csv have no train_label_masks/ID_mask.tiff" in capsys.readouterr().out
+
+
+def test_masks_of_an_unknown_hospital_are_said(settings, capsys):
+    change_row(settings, "aaa1", data_provider="uke")
+    extract(settings)
+    assert "masks of uke are not read" in capsys.readouterr().out
+
+
+def test_slides_in_sub_folders_are_said(tmp_path, capsys):
+    write_pyramid(tmp_path / "slides" / "batch1" / "a.tiff", draw_slide(1, SIDE), None)
+    with pytest.raises(UserError, match="1 file.* lie in batch1; name another folder"):
+        extract(settings_for(tmp_path / "slides", tmp_path))
+    write_pyramid(tmp_path / "slides" / "b.tiff", draw_slide(1, SIDE), None)
+    extract(settings_for(tmp_path / "slides", tmp_path))
+    assert "1 file(s) named like slides lie in batch1" in capsys.readouterr().out
+
+
+def test_what_fell_short_and_mixed_magnifications_are_said(tmp_path, capsys):
+    for name, mpp in (("a", 0.25), ("b", 0.5)):
+        write_pyramid(tmp_path / "slides" / f"{name}.tiff", draw_slide(1, SIDE), mpp)
+    settings = settings_for(tmp_path / "slides", tmp_path, max_per_slide=2)
+    report(settings, extract(settings))
+    said = capsys.readouterr().out
+    assert "--max_per_slide 2 allows no more" in said and "no more usable tissue" not in said
+    assert "0.25 to 0.5 micrometres a pixel; --mpp 0.5" in said
+
+
+def test_a_tiff_of_strips_is_called_what_it_is(tmp_path):
+    (tmp_path / "slides").mkdir()
+    tifffile.imwrite(tmp_path / "slides" / "strips.tiff", draw_slide(1, SIDE), photometric="rgb", compression="deflate")
+    write_pyramid(tmp_path / "slides" / "good.tiff", draw_slide(1, SIDE), None)
+    (failure,) = extract(settings_for(tmp_path / "slides", tmp_path)).failed
+    assert failure.slide_id == "strips" and "a TIFF that OpenSlide does not read" in failure.reason
 
 
 def test_any_folder_of_slides_works_unlabelled(tmp_path):

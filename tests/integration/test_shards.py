@@ -204,3 +204,19 @@ def test_a_shard_that_goes_during_training_is_told(copy):
     with pytest.raises(UserError, match="can no longer be read"):
         dataset.pixels(0)
     assert said
+
+
+def test_shards_of_other_slides_are_not_written_over(made, tmp_path):
+    other = write_panda_folder(tmp_path / "panda")
+    for kind in ("train_images", "train_label_masks"):
+        for path in (other / kind).iterdir():
+            path.rename(path.with_name("x" + path.name))
+    table = other / "train.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *("x" + row for row in rows)]) + "\n")
+    target = shutil.copytree(made / "shards", tmp_path / "shards")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    words = ["--data_dir", other, "--output_dir", tmp_path / "patches", "--patch_size", 64, "--max_patches", 20, "--workers", 1]
+    done = script("extract_patches.py", *words, "--shards", target)
+    assert done.returncode == 1 and "slide(s) that are not among these" in done.stdout + done.stderr
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before

@@ -233,3 +233,48 @@ def test_patches_of_a_slide_are_normalised_alike(tmp_path, method):
         assert np.array_equal(corner[f"{slide}_0"], corner[f"{slide}_2"])
     raw = np.abs(PatchDataset(tmp_path, SIZE).pixels(0)[0, 0].astype(int) - PatchDataset(tmp_path, SIZE).pixels(3)[0, 0]).max()
     assert np.abs(corner["A_0"][0].astype(int) - corner["B_0"][0]).max() < raw / 2
+
+
+def test_a_folder_of_ones_own_can_hold_slides_out(tmp_path):
+    paths = [f"{label}/case{case}_{place}_0.png" for label in ("normal", "tumour") for case in (1, 2) for place in (0, 32)]
+    for number, path in enumerate(paths):
+        draw_patch(tmp_path / path, number)
+    (tmp_path / "patches.csv").write_text(
+        "path,split\n" + "".join(f"{path},{'test' if 'case2' in path else 'train'}\n" for path in paths)
+    )
+    dataset = PatchDataset(tmp_path, SIZE, "label")
+    assert dataset.classes == ["normal", "tumour"] and len(dataset) == 4 and len(dataset.other_split("test")) == 4
+
+
+def test_folders_named_train_and_val_are_the_split(tmp_path):
+    for number, path in enumerate(f"{split}/{label}/{k}.png" for split in ("train", "val") for label in "ab" for k in range(2)):
+        draw_patch(tmp_path / path, number)
+    dataset = PatchDataset(tmp_path, SIZE, "label")
+    assert dataset.classes == ["a", "b"] and len(dataset) == 4 and len(dataset.other_split("test")) == 4
+
+
+@pytest.mark.parametrize("condition", ["label", "isup"])
+def test_folders_named_like_grades_are_grades(condition):
+    file = PatchFile("isup3/a.png", "isup3", "", None, "train")
+    assert class_of(file, condition) == "isup3"
+
+
+def test_what_was_cut_away_is_white(tmp_path):
+    pixels = np.random.default_rng(0).integers(80, 220, (SIZE, SIZE, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    pixels[:, : SIZE // 2] = 0
+    Image.fromarray(pixels).save(tmp_path / "clipped.png")
+    decoded = decode(tmp_path / "clipped.png", SIZE)
+    assert (decoded[:, : SIZE // 2] == 255).all() and np.array_equal(decoded[:, SIZE // 2 :], pixels[:, SIZE // 2 :, :3])
+
+
+def test_pictures_without_a_row_are_said(folder, capsys):
+    draw_patch(folder / "benign" / "late_0_0.png", 99)
+    assert len(PatchDataset(folder, SIZE)) == 9
+    assert "1 pictures" in capsys.readouterr().out
+
+
+def test_regions_are_said_to_shrink(tmp_path, capsys):
+    draw_patch(tmp_path / "a.png", size=600)
+    PatchDataset(tmp_path, SIZE)
+    assert "patches of 600 pixels are reduced to 32" in capsys.readouterr().out

@@ -18,7 +18,7 @@ def test_rows_come_back_sorted_by_path(tmp_path):
     assert read_manifest(tmp_path) == [bare, PATCH]
 
 
-text = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\n"), max_size=20)
+text = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\n"), min_size=1, max_size=20)
 
 
 @settings(max_examples=50, deadline=None)
@@ -59,7 +59,7 @@ def test_a_missing_manifest_or_column_is_named(tmp_path):
     with pytest.raises(UserError, match=NAME):
         read_manifest(tmp_path)
     (tmp_path / NAME).write_text("path,label\n")
-    with pytest.raises(UserError, match="slide_id"):
+    with pytest.raises(UserError, match="lacks the column.*split"):
         read_manifest(tmp_path)
 
 
@@ -75,3 +75,26 @@ def test_writing_replaces_whole_files_only(tmp_path):
         write_manifest(tmp_path, failing())
     assert (tmp_path / NAME).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_path_and_split_are_enough(tmp_path):
+    (tmp_path / NAME).write_text("path,split\ntumour/CASE7_10_20.png,test\nrest/a.png,train\n")
+    first, second = read_manifest(tmp_path)
+    assert (first.label, first.slide_id, first.x, first.y, first.split) == ("tumour", "CASE7", 10, 20, "test")
+    assert (second.label, second.slide_id, second.isup_grade, second.mpp) == ("rest", "rest/a.png", None, None)
+    write_manifest(tmp_path, [first, second])
+    assert read_manifest(tmp_path) == [second, first]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("tumour/a_0_0.png,train,other,", "label 'other' is neither .* nor the folder of the patch"),
+        ("tumour/a_0_0.png,later,,", "split 'later'"),
+        ("tumour/a_0_0.png,train,,much", "mpp 'much' is not a number"),
+    ],
+)
+def test_peoples_own_rows_are_checked_as_well(tmp_path, line, what):
+    (tmp_path / NAME).write_text(f"path,split,label,mpp\n{line}\n")
+    with pytest.raises(UserError, match=what):
+        read_manifest(tmp_path)

@@ -341,7 +341,48 @@ def test_amount_says_how_many_slides_are_missing(tmp_path):
     known = {f"{k}": quality_patches.Facts("benign", f"slide{k % 10}") for k in range(1000)}
     (finding,) = quality_rows.amount(tmp_path, known)
     assert "4,000 more, about 40 more slides at 100.0 patches a slide" in finding.advice
-    assert not list(quality_rows.amount({f"{k}": quality_patches.Facts("benign", "s") for k in range(5000)}))
+    assert not list(quality_rows.amount(tmp_path, {f"{k}": quality_patches.Facts("benign", "s") for k in range(5000)}))
+
+
+def test_amount_asks_for_more_patches_where_those_wanted_were_found(tmp_path):
+    known = {f"{k}": quality_patches.Facts("benign", f"slide{k % 10}") for k in range(1000)}
+    (tmp_path / "extract.json").write_text('{"settings": {"max_patches": 1000}}')
+    (finding,) = quality_rows.amount(tmp_path, known)
+    assert "a larger --max_patches of extract_patches.py than 1,000" in finding.advice and "slides at" not in finding.advice
+
+
+def test_mixed_magnifications_are_a_warning(tmp_path):
+    rows = make_folder(tmp_path)
+    write_manifest(tmp_path, [replace(rows[0], mpp=0.25), *rows[1:]])
+    assert checks(judge(tmp_path))["mixed_mpp"] == ("0.25 to 0.49 micrometres a pixel",)
+
+
+def test_a_label_that_is_not_karolinskas_score_is_a_warning(tmp_path):
+    rows = make_folder(tmp_path)
+    changed = [replace(patch, data_provider="karolinska", gleason_score="4+4", isup_grade=4) for patch in rows]
+    write_manifest(tmp_path, changed)
+    items = checks(judge(tmp_path))["label_mismatch"]
+    assert len(items) == 4 and all(item.startswith("gleason5/") for item in items)
+
+
+def test_an_unlisted_copy_does_not_take_the_listed_patch_with_it(tmp_path):
+    rows = make_folder(tmp_path)
+    save(tmp_path / "benign" / "copy_0_0.png", tissue(0))
+    assert list(judge(tmp_path).faults) == ["benign/copy_0_0.png"] and rows[0].label == "gleason4"
+
+
+def test_folders_of_slides_are_never_quarantined(tmp_path):
+    save(tmp_path / "train_images" / "a.png", tissue(0))
+    with pytest.raises(UserError, match="holds slides"):
+        quarantine.set_aside(tmp_path, {"train_images/a.png": "odd"})
+    assert (tmp_path / "train_images" / "a.png").exists()
+
+
+def test_patches_laid_out_by_split_are_read_as_training_reads_them(tmp_path):
+    for number, path in enumerate(("train/a/s1_0_0.png", "val/b/s2_0_0.png")):
+        save(tmp_path / path, tissue(number))
+    facts = judge(tmp_path).facts
+    assert [(fact.label, fact.split) for fact in facts.values()] == [("a", "train"), ("b", "test")]
 
 
 def test_names_are_printed_without_control_characters():
