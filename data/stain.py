@@ -76,7 +76,7 @@ class StainNormalizer:
         """The stain of a slide by some of its patches, uint8 (H, W, 3) each; None where they are blank or of one colour."""
         from torchstain import normalizers  # slow to import, so only on request
 
-        pixels = np.concatenate([patch.reshape(-1, 1, 3) for patch in patches])
+        pixels = np.concatenate([patch[::2, ::2].reshape(-1, 1, 3) for patch in patches])  # a quarter says as much
         stained = pixels[rgb_to_od(pixels).mean(-1) > FAINTEST][:, None]
         if len(stained) < MIN_STAINED * len(pixels) or stained.std(axis=0).max() < 1.0:
             return None
