@@ -108,9 +108,10 @@ def _reinhard(patch: np.ndarray, own: HENormalizer, target: HENormalizer) -> np.
     from torchstain.numpy.utils.rgb2lab import rgb2lab
     from torchstain.numpy.utils.split import lab_merge, lab_split
 
-    lab = np.stack(lab_split(rgb2lab(patch / np.float32(255))), axis=-1)
-    lab = (lab - own.target_means) / own.target_stds * target.target_stds + target.target_means
-    moved = 255.0 * lab2rgb(lab_merge(*np.moveaxis(lab, -1, 0)))
+    scale = target.target_stds / own.target_stds
+    shift = target.target_means - own.target_means * scale
+    channels = zip(lab_split(rgb2lab(patch / np.float32(255))), scale, shift, strict=True)
+    moved = 255.0 * lab2rgb(lab_merge(*(lab * np.float32(factor) + np.float32(offset) for lab, factor, offset in channels)))
     # It moves all colours alike, and would tint glass: the fainter the stain, the more of the patch as it is.
     stained = np.clip(rgb_to_od(patch).mean(-1, keepdims=True) / FAINTEST - 1.0, 0.0, 1.0)
-    return stained * moved + (1.0 - stained) * patch
+    return patch + stained * (moved - patch)
