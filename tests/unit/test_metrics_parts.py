@@ -10,7 +10,7 @@ from PIL import Image
 from common.errors import UserError
 from metrics.diversity import diversity_section
 from metrics.images import choose, draw_set, image_set, read_images, side_of
-from metrics.quality import FeatureSets, Pair, compare, quality_section
+from metrics.quality import FeatureSets, Pair, Side, compare, quality_section
 from metrics.report import write_report
 from metrics.section import Finding, Section, Table
 from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, utility_section
@@ -118,9 +118,22 @@ def test_unlabelled_images_leave_the_questions_open():
 
 def test_too_few_images_are_not_compared():
     part = labelled(0)
-    assert compare(Pair(part.features[:5], part.features, part.groups[:5]), 5, 0) is None
-    one_slide = compare(Pair(part.features, labelled(1).features, np.array(["s"] * 180)), 180, 0)
-    assert one_slide["kid_se"] > 0 and one_slide["fid_biased"]
+    whole = Side(part.features, part.groups)
+    assert compare(Pair(Side(part.features[:5], part.groups[:5]), whole), 5, 0) is None
+    one_slide = compare(Pair(Side(labelled(1).features, np.array(["s"] * 180)), whole), 180, 0)
+    assert one_slide["kid_se"] > 0 and one_slide["fid_biased"] and one_slide["one_slide"]
+
+
+def test_a_table_of_too_few_images_names_no_number_of_them():
+    train, held_out, fake = (as_images(labelled(seed)) for seed in range(3))
+    few = fake.take(np.arange(0, 180, 10))
+    space = FeatureSets("net", labelled(0).features, labelled(1).features, labelled(2).features[::10])
+    by_label = quality_section(train, held_out, few, [space], 0).tables[1]
+    assert by_label.caption == "By label, features of net; precision to coverage from 60 of each"
+    tiny = [part.take(np.arange(0, 180, 10)) for part in (train, held_out, fake)]
+    space = FeatureSets("net", *(labelled(seed).features[::10] for seed in range(3)))
+    tables = quality_section(*tiny, [space], 0).tables
+    assert [table.caption for table in tables] == ["All images, features of net", "By label, features of net"]
 
 
 def test_distances_come_for_each_label_with_their_floor():
@@ -128,7 +141,7 @@ def test_distances_come_for_each_label_with_their_floor():
     space = FeatureSets("net", train.features, held_out.features, fake.features)
     section = quality_section(*(as_images(part) for part in (train, held_out, fake)), [space], 0)
     assert set(section.numbers["net"]["label"]) == set(LABELS)
-    assert section.numbers["net"]["label"]["benign"]["floor"]["n_compared"] == 60
+    assert section.numbers["net"]["label"]["benign"]["floor: training against held-out"]["n_compared"] == 60
     assert section.numbers["net"]["provider"] == {}
 
 
@@ -141,12 +154,14 @@ def test_a_table_has_one_number_of_images_and_a_provider_its_own_images():
     section = quality_section(*sets, [space], 0)
     assert {row["n_equal"] for row in section.numbers["net"]["all"].values()} == {100}
     assert "precision to coverage from 100 of each" in section.tables[0].caption
-    assert section.summary[0].startswith("KID x1000 of the images: ") and "the floor" in section.summary[0]
+    assert section.summary[0].startswith("KID x1000 against held-out slides: ") and "the floor" in section.summary[0]
     unnamed = section.numbers["net"]["provider"]["radboud"]
-    assert unnamed["generated of no known provider"]["n_compared"] == 180 and unnamed["floor"]["n_compared"] == 50
+    assert unnamed["generated of no known provider against held-out"]["n_compared"] == 180
+    assert unnamed["floor: training against held-out"]["n_real"] == 50
     labels = np.char.add(np.char.add(LABELS, "-"), np.repeat(["radboud", "karolinska"], [120, 60]))
     named = quality_section(*sets[:2], replace(fake, labels=labels), [space], 0).numbers["net"]["provider"]
-    assert named["radboud"]["generated"]["n_compared"] == 120 and named["karolinska"]["generated"]["n_compared"] == 60
+    for provider, count in (("radboud", 120), ("karolinska", 60)):
+        assert named[provider]["generated against held-out"]["n_compared"] == count
     assert {row["n_equal"] for pair in named.values() for row in pair.values()} == {50}
 
 
