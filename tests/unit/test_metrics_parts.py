@@ -13,7 +13,7 @@ from metrics.images import choose, draw_set, image_set, read_images, side_of
 from metrics.quality import FeatureSets, Pair, Side, compare, quality_section
 from metrics.report import write_report
 from metrics.section import Finding, Section, Table
-from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, utility_section
+from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, guessing, utility_section
 
 LABELS = np.repeat(["benign", "gleason3", "gleason4"], 60)
 
@@ -99,15 +99,63 @@ def test_copies_of_the_training_patches_gain_nothing(seed):
     assert len(set(numbers["real"]["runs"])) == 1 and numbers["real"]["spread"] > 0
 
 
-def test_the_error_of_usefulness_knows_how_few_slides_it_was_tested_on():
+@pytest.mark.parametrize("slides", [2, 6])
+def test_the_error_of_usefulness_is_how_much_other_slides_would_differ(slides):
+    def held_out(seed):
+        """Patches of ``slides`` slides of each label, those of one slide all much alike."""
+        groups = np.char.add(LABELS, (np.arange(180) % slides).astype(str))
+        common = np.random.default_rng(seed).normal(0, 1.5, (3 * slides, 8))[np.unique(groups, return_inverse=True)[1]]
+        part = labelled(seed, 1.0)
+        return Labelled((part.features + common).astype(np.float32), LABELS, groups)
+
+    train = labelled(0)
+    classifier = Classifier(train)
+    accuracies = [
+        balanced_accuracy(confusion(part.labels, classifier.predict(part.features), classifier.classes))
+        for part in map(held_out, range(100, 160))
+    ]
+    spreads = [utility_section(train, held_out(seed), train, 0).numbers["real"]["spread"] for seed in range(100, 106)]
+    assert np.mean(spreads) == pytest.approx(np.std(accuracies), rel=0.35)
+
+
+@pytest.mark.parametrize("lonely", [["gleason3"], ["benign", "gleason3", "gleason4"]])
+def test_no_gain_is_told_from_one_held_out_slide_of_a_label(lonely):
     train, held_out, fake = labelled(0, 3.0), labelled(1, 3.0), labelled(2, 3.0)
-    few = Labelled(held_out.features, held_out.labels, np.where(np.arange(180) % 60 < 30, "a", "b"))
-    one = Labelled(held_out.features, held_out.labels, np.array(["a"] * 180))
-    spread = {
-        name: utility_section(train, part, fake, 0).numbers["real"]["spread"]
-        for name, part in (("twelve", held_out), ("two", few), ("one", one))
-    }
-    assert all(0.005 < value < 0.1 for value in spread.values())
+    held_out = replace(held_out, groups=np.where(np.isin(LABELS, lonely), LABELS, held_out.groups))
+    section = utility_section(train, held_out, fake, 0)
+    assert {row["spread"] for row in section.numbers.values()} == {None}
+    assert {row[2] for row in section.tables[0].rows} == {"-"} and ", ".join(lonely) in section.tables[0].caption
+    assert "not judged" in section.untested[0] and ", ".join(lonely) in section.untested[0]
+
+
+def test_usefulness_ends_with_many_labels_of_one_slide_each():
+    labels = np.repeat([f"label {index:02}" for index in range(30)], 20)
+    features = np.random.default_rng(0).normal(0, 1, (600, 4)).astype(np.float32)
+    part = Labelled(features, labels, labels)
+    assert utility_section(part, part, part, 0).untested
+
+
+def test_grades_are_not_judged_where_held_out_patches_do_not_show_them():
+    train, held_out, fake = labelled(0), labelled(1), labelled(2)
+    noise = Labelled(np.random.default_rng(3).normal(0, 1, fake.features.shape).astype(np.float32), fake.labels, fake.groups)
+    shuffled = replace(held_out, labels=np.random.default_rng(0).permutation(LABELS))
+    section = grades_section(train, shuffled, noise)
+    assert section.findings == [] and "was not judged" in section.untested[0]
+    assert grades_section(train, held_out, noise).findings != []
+    few = held_out.take(np.r_[0:60, 60:63])
+    assert "was not tested" in grades_section(train, few, noise).untested[0]
+
+
+def test_grades_compare_the_labels_that_all_sets_have():
+    train, held_out, fake = labelled(0), labelled(1), labelled(2)
+    numbers = grades_section(train, held_out.take(LABELS != "gleason4"), fake).numbers
+    assert {tuple(part["classes"]) for part in numbers.values()} == {("benign", "gleason3")}
+
+
+def test_guesses_of_whole_slides_seldom_exceed_what_guessing_reaches():
+    slides, draws = np.array([2, 1, 1, 2]), np.random.default_rng(0)
+    right = [draws.binomial(count, 0.25, 10_000) / count for count in slides]
+    assert (np.mean(right, axis=0) > guessing(slides)).mean() < 0.03
 
 
 def test_unlabelled_images_leave_the_questions_open():
