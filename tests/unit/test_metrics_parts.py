@@ -52,6 +52,25 @@ def test_a_few_images_over_and_over_are_collapse_too():
     assert ["benign" in finding.text for finding in variety(features).findings] == [True]
 
 
+@pytest.mark.parametrize("share", [0.2, 0.48])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_images_that_come_again_are_named_before_they_are_half_of_a_label(share, pairs):
+    features = labelled(2).features
+    count = int(share * 60) // 2
+    features[60 : 60 + 2 * count] = np.tile(features[60 : 60 + count], (2, 1)) if pairs else features[60]
+    section = variety(features)
+    assert [finding.text for finding in section.findings] == ["repetition: many images come again, nearly alike (of gleason3)"]
+    assert section.numbers["gleason3"]["generated"]["repeats"] == pytest.approx(2 * count / 60)
+
+
+def test_repeats_that_held_out_patches_have_too_are_none():
+    real, doubled = labelled(1).features, labelled(2).features
+    doubled[1::2] = doubled[::2]
+    parts = {"train": real, "held_out": doubled, "fake": doubled}
+    sets = [as_images(labelled(seed)) for seed in range(3)]
+    assert all("repetition" not in finding.text for finding in diversity_section(*sets, parts, 0).findings)
+
+
 def test_varied_images_are_not_accused():
     assert variety(labelled(2).features).findings == []
 
