@@ -71,23 +71,27 @@ def read_set(folder: Path, files: list[PatchFile], groups: list[str], size: int,
     return ImageSet(images, *map(np.array, columns))
 
 
+def smallest_side(folder: Path, files: list[PatchFile]) -> int:
+    """Of all the images, by their headers, in pixels."""
+    return min(side_of(content_of(folder, file.path), folder / file.path) for file in files)
+
+
 def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made: list[PatchFile], device: torch.device) -> Sets:
-    """Everything at the size of the smaller images; the generated ones drawn or read."""
+    """Everything at the size of the smallest image; the generated ones drawn or read."""
     train, held_out = real
     sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
     names = sampler.labels if sampler else {file.label for file in made}
     condition = condition_of(names)
-    first = [(args.patches, train[0].path), *([] if sampler else [(args.images, made[0].path)])]
-    sides = [side_of(content_of(folder, path), folder / path) for folder, path in first]
-    size = min(sides + ([sampler.image_size] if sampler else []))
+    every, some, chosen = (
+        [files[index] for index in choose(len(files), args.max_images, args.seed)] for files in (train, held_out, made)
+    )
+    made_at = sampler.image_size if sampler else smallest_side(args.images, chosen)
+    size = min(made_at, smallest_side(args.patches, every + some))
     read, names = reader(args.patches), np.array([file.path for file in train])
     gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")
-    every = [train[index] for index in choose(len(train), args.max_images, args.seed)]
-    some = [held_out[index] for index in choose(len(held_out), args.max_images, args.seed)]
     if sampler:
         fake = draw_set(sampler.sample, sampler.labels, [class_of(file, condition) for file in train], args.max_images, args.seed)
     else:
-        chosen = [made[index] for index in choose(len(made), args.max_images, args.seed)]
         fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")
     return Sets(
         read_set(args.patches, every, [slide_of(file) for file in every], size, condition, "training patches"),

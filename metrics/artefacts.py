@@ -1,4 +1,6 @@
-"""Faults of single images that a feature distance may forgive: dead corners, periodic patterns, a colour cast."""
+"""Faults of single images that a feature distance may forgive: dead corners and periodic patterns, and those of colour
+(metrics.colour).
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.html import figure_uri
-from metrics.images import MIN_IMAGES
-from metrics.section import Finding, Section, Table, worst
-from metrics.stationarity import optical_density
+from metrics.colour import COLOUR_EXPLANATION, add_colours
+from metrics.images import MIN_IMAGES, ImageSet
+from metrics.section import Finding, Section, Table, number, worst
 
 CORNER = 1 / 8  # of a side: the legs of the triangle that counts as a corner
 BLACK, WHITE = 20, 245  # grey levels: darker and lighter than tissue gets
 CORNER_LIMIT = 0.02  # share of images beyond what real patches have
 PERIODS = (2, 4, 8, 16)  # pixels: strides of the upsampling layers
 PERIOD_LIMIT = 0.2  # decades of power above what real patches have at that period
+FEW_LIMIT = 2.0  # decades over the root of how many images there are: below 100 their spectrum is noisier than PERIOD_LIMIT
 VISIBLE = 0.1  # grey levels, root mean square: an eye at its best sees gratings of about 0.4 on tissue of 200
-COLOUR_LIMIT = 1.5  # standard deviations between training slides
-COLOURS = ("red density", "green density", "blue density", "red share", "blue share")
 _CHUNK = 256
 
 
@@ -46,16 +47,16 @@ def power_spectrum(images: np.ndarray) -> np.ndarray:
     return total / len(images)
 
 
-def periodic_power(spectrum: np.ndarray, period: int) -> tuple[float, float]:
+def periodic_power(spectrum: np.ndarray, period: int) -> tuple[float, float] | None:
     """(how far a pattern of this period (pixels) stands out of its surroundings, in decades of power; its grey levels, root mean
-    square over the images); zeros where there is none.
+    square over the images); None where the side is shorter than eight periods.
 
     A pattern along rows, columns or both has its energy at multiples of S / period; the surroundings are two to four bins away.
     The strongest of the frequencies that are not already those of a shorter period counts.
     """
     side = len(spectrum)
     if side < 8 * period:
-        return 0.0, 0.0
+        return None
     step = side / period
     lines = [round(k * step) % side for k in range(period)]
     new = {round(k * step) % side for k in range(1, period, 2)}
@@ -75,38 +76,23 @@ def periodic_power(spectrum: np.ndarray, period: int) -> tuple[float, float]:
     return max(stands_out(row, column) for row, column in peaks)
 
 
-def colours(images: np.ndarray) -> np.ndarray:
-    """(N, 5): mean optical density of red, green and blue, and red's and blue's share of the density (COLOURS)."""
-    parts = [optical_density(images[start : start + _CHUNK]).mean((1, 2)) for start in range(0, len(images), _CHUNK)]
-    density = np.concatenate(parts)
-    shares = density / np.maximum(density.sum(1, keepdims=True), 1e-3)
-    return np.concatenate([density, shares[:, [0, 2]]], axis=1)
-
-
-def between_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Standard deviation over groups (slides) of the groups' means, (K,) for values (N, K)."""
-    names, which = np.unique(groups, return_inverse=True)
-    means = np.stack([values[which == index].mean(0) for index in range(len(names))])
-    return means.std(0, ddof=1) if len(means) > 1 else values.std(0)
-
-
-def artefacts_section(fake: np.ndarray, train: np.ndarray, held_out: np.ndarray, train_groups: np.ndarray) -> Section:
+def artefacts_section(fake: ImageSet, train: ImageSet, held_out: ImageSet) -> Section:
     """Dead corners, periodic patterns and colour of generated images against training patches, held-out patches as control."""
-    section = Section("artefacts", "Corners, patterns, colour", _EXPLANATION)
+    section = Section("artefacts", "Corners, patterns, colour", f"{_EXPLANATION} {COLOUR_EXPLANATION}")
     if len(fake) < MIN_IMAGES:
         section.untested.append(f"Corners, patterns and colour were not tested: fewer than {MIN_IMAGES} images.")
         return section
-    _corners(section, fake, train, held_out)
-    _periods(section, fake, train, held_out)
-    _colours(section, fake, train, held_out, train_groups)
+    pictures = fake.images, train.images, held_out.images
+    _corners(section, *pictures)
+    _periods(section, *pictures)
+    add_colours(section, fake, train, held_out)
     return section
 
 
 _EXPLANATION = (
-    "Dead corners come from rotated training images; periodic patterns from upsampling (checkerboard); a colour cast from a "
-    "generator that has not learnt the stain. A pattern is objected to when it stands out further than in real patches and has "
-    f"more than {VISIBLE} grey levels (root mean square), a quarter of what an eye can see. Colour is measured in optical density, "
-    "in units of how much training slides differ among themselves."
+    "Dead corners come from rotated training images; periodic patterns from upsampling (checkerboard). A pattern is objected to "
+    f"when it stands out further than in real patches and has more than {VISIBLE} grey levels (root mean square), a quarter of "
+    "what an eye can see; one whose period is more than an eighth of the side is not measured."
 )
 
 
@@ -127,18 +113,13 @@ def _periods(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np
     spectra = [power_spectrum(images) for images in (fake, train, held_out)]
     rows, beyond = [], []
     for period in PERIODS:
-        (value, levels), (real, _), (control, _) = (periodic_power(spectrum, period) for spectrum in spectra)
-        limit = max(real, control) + PERIOD_LIMIT
-        rows.append([f"{period} pixels", *(f"{number:.2f}" for number in (value, real, control, limit, levels))])
-        section.numbers[f"period {period}"] = {
-            "generated": value,
-            "training": real,
-            "held_out": control,
-            "limit": limit,
-            "grey_levels": levels,
-        }
-        if levels > VISIBLE:
-            beyond.append((str(period), value, limit))
+        if (measured := _period(spectra, period, len(fake))) is None:
+            rows.append([f"{period} pixels", *["-"] * 5])
+            continue
+        section.numbers[f"period {period}"] = measured
+        rows.append([f"{period} pixels", *(number(value, 2) for value in measured.values())])
+        if measured["grey_levels"] > VISIBLE:
+            beyond.append((str(period), measured["generated"], measured["limit"]))
     text = "a checkerboard or grid stands out of the spectrum, with a period of {} pixels"
     if beyond:
         section.findings += worst("checkerboard", text, *map(list, zip(*beyond, strict=True)))
@@ -147,19 +128,14 @@ def _periods(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np
     section.figures.append(("Power by spatial frequency", _spectrum_figure(spectra)))
 
 
-def _colours(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np.ndarray, groups: np.ndarray) -> None:
-    values, reference, control = (colours(images) for images in (fake, train, held_out))
-    unit = between_groups(reference, groups) + 1e-4
-    shift, real_shift = (values.mean(0) - reference.mean(0)) / unit, (control.mean(0) - reference.mean(0)) / unit
-    limits = np.maximum(COLOUR_LIMIT, np.abs(real_shift) + 0.5)
-    rows = []
-    for name, value, real, limit in zip(COLOURS, shift, real_shift, limits, strict=True):
-        rows.append([name, f"{value:+.2f}", f"{real:+.2f}", f"{limit:.2f}"])
-        section.numbers[name] = {"generated": float(value), "held_out": float(real), "limit": float(limit)}
-    names = [f"{name} is {'higher' if value > 0 else 'lower'}" for name, value in zip(COLOURS, shift, strict=True)]
-    section.findings += worst("colour", "colour cast against the training slides: {}", names, list(np.abs(shift)), list(limits))
-    columns = ["", "generated", "held-out", "limit"]
-    section.tables.append(Table("Shift of mean colour, in standard deviations between training slides", columns, rows))
+def _period(spectra: list[np.ndarray], period: int, count: int) -> dict[str, float] | None:
+    """What one row shows; ``count`` generated images."""
+    found = [periodic_power(spectrum, period) for spectrum in spectra]
+    if None in found:
+        return None
+    (value, levels), (real, _), (control, _) = found
+    limit = max(real, control) + max(PERIOD_LIMIT, FEW_LIMIT / np.sqrt(count))
+    return {"generated": value, "training": real, "held_out": control, "limit": limit, "grey_levels": levels}
 
 
 def radial(spectrum: np.ndarray) -> np.ndarray:

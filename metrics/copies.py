@@ -2,9 +2,10 @@
 
 Two searches, for two ways of copying. Pixels: correlation of small high-passed grey pictures, of whole images at every shift and of
 halves, over the eight symmetries of the square (metrics.pixel_search); it sees through colour, contrast, noise, mirrors, quarter
-turns and shifts, finds images that are put together or blended from two patches, and takes in every training patch. Features: the
-distance in a network's local features, which also sees through crops and warps, among the patches that were measured. What counts
-as near is learnt from held-out real patches, which are no copies.
+turns, shifts and slight warps, finds images that are put together or blended from two patches, and takes in every training patch.
+Features: the distance in a network's local features among the patches that were measured, which finds some of the copies turned by
+7 degrees or enlarged by a tenth that pixels miss, and overlooks shifts. Neither sees through turns by 15 degrees or enlargement by
+a quarter (docs/evaluation.md). What counts as near is learnt from held-out real patches, which are no copies.
 """
 
 from __future__ import annotations

@@ -34,18 +34,20 @@ def _whitened(features: np.ndarray) -> np.ndarray:
     return np.linalg.qr(centred, mode="r") if len(centred) > centred.shape[1] else centred
 
 
-def kid(real: np.ndarray, fake: np.ndarray, real_groups: np.ndarray | None = None) -> tuple[float, float]:
+def kid(
+    real: np.ndarray, fake: np.ndarray, real_groups: np.ndarray | None = None, fake_groups: np.ndarray | None = None
+) -> tuple[float, float]:
     """Kernel inception distance and its standard error (Binkowski et al., "Demystifying MMD GANs", 2018).
 
-    The unbiased estimate over all images instead of a mean over random subsets. The error is the delete-one jackknife's; with
-    ``real_groups`` (M,), the slide of each real image, whole slides are left out in turn: patches of one slide are not
-    independent, and an error that ignores it is too small. Where fewer than two slides leave others behind, single images are left
-    out.
+    The unbiased estimate over all images instead of a mean over random subsets. The error is the delete-one jackknife's, the
+    variances of both sides added; with ``real_groups`` (M,) or ``fake_groups`` (N,), the slide of each image, whole slides of that
+    side are left out in turn: patches of one slide are not independent, and an error that ignores it is too small. Where fewer than
+    two slides of a side leave others behind, single images are left out. With few slides the error is rather too large (a jackknife
+    overestimates on average: Efron and Stein, "The jackknife estimate of variance", 1981).
     """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
-    if real_groups is not None and _leaving_two(np.unique(real_groups, return_counts=True)[1]).sum() < 2:
-        real_groups = None
-    within_real, within_fake, across = _KernelSums(real, real_groups), _KernelSums(fake), _cross_sums(real, fake)
+    within_real, within_fake = _KernelSums(real, real_groups), _KernelSums(fake, fake_groups)
+    across = _cross_sums(real, fake)
     value = within_real.mean + within_fake.mean - 2 * across[0].mean() / len(fake)
     real_side = within_real.without() - 2 * _mean_without(across[0], within_real, len(fake))
     fake_side = within_fake.without() - 2 * _mean_without(across[1], within_fake, len(real))
@@ -62,11 +64,13 @@ def _leaving_two(sizes: np.ndarray) -> np.ndarray:
 
 
 class _KernelSums:
-    """Sums of the kernel between different members of one set: all, by row, and inside each group."""
+    """Sums of the kernel between different members of one set: all, by row, and inside each group; each member is its own where
+    fewer than two groups can be left out.
+    """
 
-    def __init__(self, features: np.ndarray, groups: np.ndarray | None = None):
-        names = np.arange(len(features)) if groups is None else groups
-        self.groups = np.unique(names, return_inverse=True)[1]
+    def __init__(self, features: np.ndarray, groups: np.ndarray | None):
+        alone = groups is None or _leaving_two(np.unique(groups, return_counts=True)[1]).sum() < 2
+        self.groups = np.arange(len(features)) if alone else np.unique(groups, return_inverse=True)[1]
         rows, inside = np.empty(len(features)), np.empty(len(features))
         for part in _parts(len(features)):
             block = _kernel(features[part], features)

@@ -6,11 +6,14 @@ import numpy as np
 
 from metrics.distances import distances, kth_distances
 from metrics.images import MIN_IMAGES, ImageSet, choose
-from metrics.section import Finding, Section, Table
+from metrics.section import Finding, Section, Table, worst
 
 # Generated over real: held-out labels stay above both limits (docs/evaluation.md).
 SPREAD_LIMIT = 0.75
 NEAREST_LIMIT = 0.6
+REPEAT_RADIUS = 0.6  # of what all but 1 % of real patches keep from the nearest other: less is the same tissue again
+REPEAT_LIMIT = 0.15  # share of images beyond that of held-out patches
+ALL = "all images"
 
 
 def spread(features: np.ndarray) -> float:
@@ -24,6 +27,11 @@ def nearest(features: np.ndarray) -> float:
     return float(np.median(kth_distances(features, 1)))
 
 
+def repeats(features: np.ndarray, real: np.ndarray) -> float:
+    """Share of (N, D) with another nearer than REPEAT_RADIUS of the 1st percentile of that distance among as many real (N, D)."""
+    return float((kth_distances(features, 1) < REPEAT_RADIUS * np.quantile(kth_distances(real, 1), 0.01)).mean())
+
+
 def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, features: dict[str, np.ndarray], seed: int) -> Section:
     """Variety of each label (and of all images) against equally many training patches. features: "train", "held_out", "fake"."""
     section = Section("diversity", "Variety", _EXPLANATION)
@@ -34,24 +42,26 @@ def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, featu
             for name, images in (("train", train), ("held_out", held_out), ("fake", fake))
         }
         generated, control = (_ratios(parts[name], parts["train"], seed) for name in ("fake", "held_out"))
-        name = label or "all images"
+        name = label or ALL
         if generated is None:
-            rows.append([name, "too few images", "", "", "", ""])
+            rows.append([name, "too few images", *[""] * 6])
             continue
         section.numbers[name] = {"generated": generated, "held_out": control}
         rows.append([name, *_cells(generated), *_cells(control), str(len(parts["fake"]))])
         section.findings += _findings(name, generated)
+    section.findings += _repeated(section.numbers)
     if not section.numbers:
         section.untested.append(f"Variety was not tested: fewer than {MIN_IMAGES} images.")
-    columns = ["", "spread", "nearest", "held-out spread", "held-out nearest", "images"]
+    measures = ("spread", "nearest", "repeats")
+    columns = ["", *measures, *(f"held-out {measure}" for measure in measures), "images"]
     section.tables.append(Table("Distances among images over those among equally many training patches", columns, rows))
     return section
 
 
 _EXPLANATION = (
     "Spread: mean distance between two images; nearest: median distance to the most similar other image; both in Inception's "
-    "features and "
-    "relative to real patches of the label. Near 1 is as varied as real tissue, far below is collapse."
+    "features and relative to real patches of the label. Near 1 is as varied as real tissue, far below is collapse. Repeats: share "
+    "of images with another one nearer than real patches are to each other."
 )
 
 
@@ -60,17 +70,29 @@ def _ratios(features: np.ndarray, real: np.ndarray, seed: int) -> dict[str, floa
     if count < MIN_IMAGES:
         return None
     mine, reference = features[choose(len(features), count, seed)], real[choose(len(real), count, seed)]
-    return {"spread": spread(mine) / spread(reference), "nearest": nearest(mine) / nearest(reference)}
+    ratios = {"spread": spread(mine) / spread(reference), "nearest": nearest(mine) / nearest(reference)}
+    return ratios | {"repeats": repeats(mine, reference)}
 
 
 def _cells(ratios: dict[str, float] | None) -> list[str]:
-    return ["-", "-"] if ratios is None else [f"{ratios['spread']:.2f}", f"{ratios['nearest']:.2f}"]
+    return ["-"] * 3 if ratios is None else [f"{ratios['spread']:.2f}", f"{ratios['nearest']:.2f}", f"{ratios['repeats']:.0%}"]
+
+
+def _low(ratios: dict[str, float]) -> dict[str, float]:
+    """The limits that are not kept."""
+    return {key: limit for key, limit in (("spread", SPREAD_LIMIT), ("nearest", NEAREST_LIMIT)) if ratios[key] < limit}
 
 
 def _findings(name: str, ratios: dict[str, float]) -> list[Finding]:
-    limits = {"spread": SPREAD_LIMIT, "nearest": NEAREST_LIMIT}
-    low = [key for key, limit in limits.items() if ratios[key] < limit]
-    if not low:
-        return []
-    text = f"collapse: {name} {'are' if name == 'all images' else 'images are'} far less varied than real ones"
-    return [Finding("diversity", text, ratios[low[0]], limits[low[0]])]
+    text = f"collapse: {name} {'are' if name == ALL else 'images are'} far less varied than real ones"
+    return [Finding("diversity", text, ratios[key], limit) for key, limit in _low(ratios).items()][:1]
+
+
+def _repeated(numbers: dict[str, dict]) -> list[Finding]:
+    """One finding of the labels that repeat and are not collapsed altogether; of all images where no label was measured."""
+    labels = [name for name in numbers if name != ALL] or list(numbers)
+    names = [name for name in labels if not _low(numbers[name]["generated"])]
+    shares = [numbers[name]["generated"]["repeats"] for name in names]
+    controls = [numbers[name]["held_out"] for name in names]
+    limits = [REPEAT_LIMIT + (control["repeats"] if control else 0) for control in controls]
+    return worst("diversity", "repetition: many images come again, nearly alike (of {})", names, shares, limits)

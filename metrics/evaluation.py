@@ -67,7 +67,7 @@ def assess(sets: Sets, networks: Networks, seed: int, skip: Collection[str] = ()
         sections.append(_copies(sets, networks, cache))
     if "artefacts" not in skip:
         sections.append(stationarity_section(fake, train, held_out))
-        sections.append(artefacts_section(fake.images, train.images, held_out.images, train.groups))
+        sections.append(artefacts_section(fake, train, held_out))
     if not {"grades", "utility"} <= set(skip):
         labelled = [Labelled(getattr(standard, name), part.labels, part.groups) for name, part in _named(sets)]
         sections += [grades_section(*labelled)] if "grades" not in skip else []

@@ -23,26 +23,40 @@ class FeatureSets:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Features to compare, (M, D) and (N, D), and the slide of each real one, (M,)."""
+class Side:
+    """Features (N, D) and the slide of each image, (N,); an image that came from no slide is its own."""
 
-    real: np.ndarray
-    fake: np.ndarray
-    real_groups: np.ndarray
+    features: np.ndarray
+    groups: np.ndarray
+
+    def slides(self) -> int:
+        return len(np.unique(self.groups))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What to compare with what."""
+
+    real: Side
+    fake: Side
 
     def smaller(self) -> int:
-        return min(len(self.real), len(self.fake))
+        return min(len(self.real.groups), len(self.fake.groups))
 
 
 def compare(pair: Pair, equal: int, seed: int) -> dict | None:
-    """All distances of one pair of sets; None when either has fewer than MIN_IMAGES. Coverage uses ``equal`` of both sides."""
+    """All distances of one pair of sets; None when either has fewer than MIN_IMAGES. Coverage uses ``equal`` of both sides.
+
+    one_slide: a side is of one slide alone, whose differences from others kid_se cannot know.
+    """
     if pair.smaller() < MIN_IMAGES:
         return None
-    real, fake = pair.real, pair.fake
-    value, error = kid(real, fake, pair.real_groups if len(np.unique(pair.real_groups)) > 1 else None)
+    real, fake = pair.real.features, pair.fake.features
+    value, error = kid(real, fake, pair.real.groups, pair.fake.groups)
     shares = coverage_metrics(real[choose(len(real), equal, seed)], fake[choose(len(fake), equal, seed)])
     sizes = {"n_real": len(real), "n_compared": len(fake), "n_equal": equal, "fid_biased": pair.smaller() < UNBIASED_FID}
-    return {"fid": fid(real, fake), "kid": value, "kid_se": error, **shares, **sizes}
+    one_slide = min(pair.real.slides(), pair.fake.slides()) == 1
+    return {"fid": fid(real, fake), "kid": value, "kid_se": error, "one_slide": one_slide, **shares, **sizes}
 
 
 def compare_all(pairs: dict[Hashable, Pair], seed: int) -> dict[Hashable, dict | None]:
@@ -59,8 +73,8 @@ def quality_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, spaces:
         section.tables.append(_table(f"All images, features of {network}", values["all"]))
         for kind in ("label", "provider"):
             if values[kind]:
-                rows = {f"{name}: {what}": row for name, pair in values[kind].items() for what, row in pair.items()}
-                section.tables.append(_table(f"By {kind}, against training patches, features of {network}", rows))
+                rows = {f"{name}, {what}": row for name, pair in values[kind].items() for what, row in pair.items()}
+                section.tables.append(_table(f"By {kind}, features of {network}", rows))
     if min(map(len, (train, held_out, fake))) < MIN_IMAGES:
         section.untested.append(f"Distances were not measured: fewer than {MIN_IMAGES} images.")
     else:
@@ -69,49 +83,50 @@ def quality_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, spaces:
 
 
 _EXPLANATION = (
-    "The floor is real tissue of other slides compared with the training patches: no generator can be expected to do "
-    "better. KID is unbiased for independent images. Patches of few slides are alike, which raises the floor and every row "
-    "against held-out patches by the same amount: compare with the floor. Its standard error comes from leaving out whole "
-    "slides. FID of fewer than 2,048 images is biased upward and comparable only with FID of equally many. Precision: share "
-    "of generated images that look like some real one; recall and coverage: share of real variety that is reached; density: "
-    "about 1 when alike; all four from equally many images in every row of a table."
+    "The floor is what real training patches have against held-out slides: compare it with the images' row against held-out "
+    "slides, and with no other. These two share what the held-out slides differ by, so that their difference is surer than either "
+    "error. Against training patches the best is 0: images of the training patches' own kind, copies among them, are nearer to "
+    "these than other slides' tissue is, and are not better than real for it. KID is unbiased for independent images; its standard "
+    "error comes from leaving out whole slides of both sides, and cannot know how slides differ where a side is of one slide. FID "
+    "of fewer than 2,048 images is biased upward and comparable only with FID of equally many. Precision: share of compared images "
+    "that look like some real one; recall and coverage: share of real variety that is reached; density: about 1 when alike; all "
+    "four from equally many images in every row of a table."
 )
-GENERATED, FLOOR = "generated against {}", "floor: held-out against training"
+HELD_OUT, TRAINING, FLOOR = "{} against held-out", "{} against training", "floor: training against held-out"
 
 
 def _summary(rows: dict[str, dict]) -> str:
-    held_out, training, floor = (
-        _kid_text(rows[name]) for name in (GENERATED.format("held-out"), GENERATED.format("training"), FLOOR)
+    held_out, training, floor = (_kid_text(rows[name.format("generated")]) for name in (HELD_OUT, TRAINING, FLOOR))
+    return (
+        f"KID x1000 against held-out slides: {held_out} of the images, {floor} of training patches (the floor). "
+        f"The images against training patches: {training}."
     )
-    generated = f"KID x1000 of the images: {held_out} against held-out slides, {training} against training patches"
-    return f"{generated}; the floor, held-out slides against training patches: {floor}."
 
 
 def _space_numbers(train: ImageSet, held_out: ImageSet, fake: ImageSet, space: FeatureSets, seed: int) -> dict:
     """Rows of the tables: of all images by what is compared, then by label and by provider and what is compared."""
-    everything = {
-        GENERATED.format("held-out"): Pair(space.held_out, space.fake, held_out.groups),
-        GENERATED.format("training"): Pair(space.train, space.fake, train.groups),
-        FLOOR: Pair(space.train, space.held_out, train.groups),
-    }
 
-    def against_training(at: np.ndarray, what: str, fake_at: np.ndarray, held_out_at: np.ndarray) -> dict[str, Pair]:
-        pairs = {what: space.fake[fake_at], "floor": space.held_out[held_out_at]}
-        return {name: Pair(space.train[at], part, train.groups[at]) for name, part in pairs.items()}
+    def pairs(*chosen: np.ndarray, what: str = "generated") -> dict[str, Pair]:
+        parts = zip((space.train, space.held_out, space.fake), (train, held_out, fake), chosen, strict=True)
+        training, unseen, made = (Side(features[at], images.groups[at]) for features, images, at in parts)
+        return {
+            HELD_OUT.format(what): Pair(unseen, made),
+            FLOOR: Pair(unseen, training),
+            TRAINING.format(what): Pair(training, made),
+        }
 
+    everything = pairs(*(np.arange(len(images)) for images in (train, held_out, fake)))
     by_label = {
-        label: against_training(at, "generated", fake.labels == label, held_out.labels == label)
+        label: pairs(*(images.labels == label for images in (train, held_out, fake)))
         for label in np.unique(fake.labels)
-        if label and (at := train.labels == label).any()
+        if label and (train.labels == label).any()
     }
     providers = [provider for provider in np.unique(train.providers) if provider]
     own = {provider: _of_provider(fake, provider) for provider in providers}
     told_apart = any(chosen.any() for chosen in own.values())
     what = "generated" if told_apart else "generated of no known provider"
     by_provider = {
-        provider: against_training(
-            train.providers == provider, what, own[provider] | (not told_apart), held_out.providers == provider
-        )
+        provider: pairs(train.providers == provider, held_out.providers == provider, own[provider] | (not told_apart), what=what)
         for provider in providers
     }
     numbers = {"all": compare_all(everything, seed)}
@@ -129,8 +144,8 @@ def _of_provider(fake: ImageSet, provider: str) -> np.ndarray:
 
 
 def _table(caption: str, rows: dict[str, dict | None]) -> Table:
-    equal = next((values["n_equal"] for values in rows.values() if values), 0)
-    caption += f"; precision to coverage from {equal} of each"
+    equal = [values["n_equal"] for values in rows.values() if values]
+    caption += f"; precision to coverage from {equal[0]} of each" if equal else ""
     columns = ["", "FID", "KID x1000", "precision", "recall", "density", "coverage", "images"]
     return Table(caption, columns, [_row(name, values) for name, values in rows.items()])
 
@@ -144,4 +159,4 @@ def _row(name: str, values: dict | None) -> list[str]:
 
 
 def _kid_text(values: dict) -> str:
-    return f"{1000 * values['kid']:.2f} ± {1000 * values['kid_se']:.2f}"
+    return f"{1000 * values['kid']:.2f} ± {1000 * values['kid_se']:.2f}" + (" (one slide)" if values["one_slide"] else "")

@@ -13,7 +13,7 @@ import torch
 
 from common.progress import track
 from metrics.images import ImageSet
-from metrics.section import Finding, Section, Table
+from metrics.section import Finding, Section, Table, number
 
 MIN_PER_LABEL = 20
 RUNS = 5  # draws of the generated images
@@ -89,38 +89,55 @@ def shared_classes(*sets: Labelled | ImageSet) -> np.ndarray:
     return np.array(sorted(set.intersection(*common)))
 
 
+def slides_of(part: Labelled, classes: np.ndarray) -> np.ndarray:
+    """Number of slides (groups) that each of ``classes`` (C,) has, (C,)."""
+    return np.array([len(np.unique(part.groups[part.labels == label])) for label in classes])
+
+
 def grades_section(train: Labelled, held_out: Labelled, fake: Labelled) -> Section:
-    """A classifier trained on training slides labels held-out patches and generated images."""
+    """A classifier trained on training slides labels held-out patches and generated images, of the labels that all have."""
     section = Section("grades", "Do the images look like their grade?", _GRADES)
-    classes = shared_classes(train, fake)
+    classes = shared_classes(train, held_out, fake)
     if len(classes) < 2:
-        which = f"fewer than two labels have {MIN_PER_LABEL} images among both real and generated ones"
-        section.untested.append(f"Whether the images look like their label was not tested: {which}.")
+        section.untested.append(f"Whether the images look like their label was not tested: {_FEW}.")
         return section
     train, held_out, fake = (part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake))
     classifier = Classifier(train)
     accuracy = {}
     for name, part in (("held-out real", held_out), ("generated", fake)):
-        if not len(part.labels):
-            continue
         matrix = confusion(part.labels, classifier.predict(part.features), classes)
         accuracy[name] = balanced_accuracy(matrix)
         rows = [[label, *map(str, row)] for label, row in zip(classes, matrix, strict=True)]
         caption = f"{name}: balanced accuracy {accuracy[name]:.2f} (rows: label, columns: what the classifier says)"
         section.tables.append(Table(caption, ["", *classes], rows))
         section.numbers[name] = {"balanced_accuracy": accuracy[name], "confusion": matrix.tolist(), "classes": list(classes)}
-    _judge(section, accuracy, 1 / len(classes))
+    _judge(section, accuracy, slides_of(held_out, classes))
     return section
 
 
-def _judge(section: Section, accuracy: dict[str, float], chance: float) -> None:
-    if "held-out real" not in accuracy:
-        section.untested.append("Whether the images look like their label was not judged: no held-out patch has any of the labels.")
+_FEW = f"fewer than two labels have {MIN_PER_LABEL} images each of training, held-out and generated ones"
+
+
+def _judge(section: Section, accuracy: dict[str, float], slides: np.ndarray) -> None:
+    real, chance, guessed = accuracy["held-out real"], 1 / len(slides), guessing(slides)
+    if real <= guessed:
+        needed = f"{real:.2f}, where guessing reaches {guessed:.2f} with so few slides"
+        text = f"Whether the images look like their label was not judged: the accuracy on held-out patches is {needed}."
+        section.untested.append(text)
         return
-    limit = chance + FIDELITY_LIMIT * (accuracy["held-out real"] - chance)
+    limit = chance + FIDELITY_LIMIT * (real - chance)
     if accuracy["generated"] < limit:
         text = "the images do not look like their labels: a classifier that knows real tissue tells them apart much worse"
         section.findings.append(Finding("grade fidelity", text, accuracy["generated"], limit))
+
+
+def guessing(slides: np.ndarray) -> float:
+    """Balanced accuracy that guesses exceed in some 2 % of sets of patches with ``slides`` (C,) slides of each label.
+
+    Two standard deviations above chance, as if all patches of a slide got one guess: they are alike.
+    """
+    chance = 1 / len(slides)
+    return chance + 2 * float(np.sqrt(chance * (1 - chance) * (1 / slides).sum())) / len(slides)
 
 
 _GRADES = (
@@ -133,30 +150,38 @@ _GRADES = (
 def utility_section(train: Labelled, held_out: Labelled, fake: Labelled, seed: int) -> Section:
     """The classifier trained on real, generated and both, tested on held-out slides.
 
-    spread: root mean square of what draws of generated images and of held-out slides differ by.
+    spread: root mean square of what draws of generated images and of held-out slides differ by; None where a label has one held-out
+    slide.
     """
     section = Section("utility", "Are the images useful for training?", _UTILITY)
     classes = shared_classes(train, held_out, fake)
     if len(classes) < 2:
-        which = f"fewer than two labels have {MIN_PER_LABEL} images in training, held-out and generated sets"
-        section.untested.append(f"Usefulness was not tested: {which}.")
+        section.untested.append(f"Usefulness was not tested: {_FEW}.")
         return section
-    scores = _scores(*(part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake)), seed)
+    train, held_out, fake = (part.take(np.isin(part.labels, classes)) for part in (train, held_out, fake))
+    scores = _scores(train, held_out, fake, seed)
     scores["gain"] = scores["real and generated"] - scores["real"]
+    alone = classes[slides_of(held_out, classes) < 2]
     rows = []
     for name, values in scores.items():
-        value, spread = float(values[0, 0]), float(np.sqrt(((values[1:, 1:] - values[0, 0]) ** 2).mean()))
-        section.numbers[name] = {"value": value, "spread": spread, "runs": values[1:, 0].tolist()}
-        shown = ["gain of adding generated to real", f"{value:+.3f}"] if name == "gain" else [name, f"{value:.3f}"]
-        rows.append([*shown, f"{spread:.3f}"])
-    section.tables.append(Table("Balanced accuracy on held-out slides", ["trained on", "accuracy", "spread over draws"], rows))
+        spread = None if len(alone) else float(np.sqrt(((values[1:, 1:] - values[0, 0]) ** 2).mean()))
+        section.numbers[name] = {"value": float(values[0, 0]), "spread": spread, "runs": values[1:, 0].tolist()}
+        shown = ["gain of adding generated to real", f"{values[0, 0]:+.3f}"] if name == "gain" else [name, number(values[0, 0])]
+        rows.append([*shown, number(spread)])
+    caption = "Balanced accuracy on held-out slides"
+    if len(alone):
+        why = f"held-out patches of {', '.join(alone)} are of one slide, from which it cannot be seen how slides differ"
+        section.untested.append(f"Whether adding the images to real ones gains anything was not judged: {why}.")
+        caption += f"; without a spread no gain can be told from chance: {why}"
+    section.tables.append(Table(caption, ["trained on", "accuracy", "spread over draws"], rows))
     return section
 
 
 _UTILITY = (
     "The same classifier trained on all real patches, on all generated images, and on both, tested on patches of held-out slides. "
-    f"For the spread generated images are drawn anew {RUNS} times, and the held-out slides {DRAWS} times for each: few slides are "
-    "seen in it. Generated images are useful when adding them gains more than twice the spread."
+    f"For the spread generated images are drawn anew {RUNS} times, and the held-out slides of each label {DRAWS} times for each: "
+    "few slides are seen in it, where a label has at least two. Generated images are useful when adding them gains more than twice "
+    "the spread."
 )
 
 
@@ -185,13 +210,15 @@ def _scores(train: Labelled, held_out: Labelled, fake: Labelled, seed: int) -> d
 
 
 def _bootstrap(part: Labelled, draws: np.random.Generator) -> np.ndarray:
-    """Indices of whole groups, or of single images of one group, drawn with replacement, redrawn until every label occurs."""
-    names, which = np.unique(part.groups, return_inverse=True)
-    if len(names) == 1:
-        which = np.arange(len(part.groups))
-    members = [np.flatnonzero(which == index) for index in range(which.max() + 1)]
-    labels = len(np.unique(part.labels))
-    while True:
-        chosen = np.concatenate([members[index] for index in draws.integers(len(members), size=len(members))])
-        if len(np.unique(part.labels[chosen])) == labels:
-            return chosen
+    """Indices of whole groups drawn with replacement within each label; of single images where a label has one group.
+
+    One group fewer than there are: the mean of n - 1 of n varies as that of n others would, the mean of n of them less (Rao and Wu,
+    "Resampling inference with complex survey data", 1988).
+    """
+    chosen = []
+    for label in np.unique(part.labels):
+        at = np.flatnonzero(part.labels == label)
+        names, which = np.unique(part.groups[at], return_inverse=True)
+        members = [at[which == index] for index in range(len(names))] if len(names) > 1 else list(at[:, None])
+        chosen += [members[index] for index in draws.integers(len(members), size=len(members) - 1)]
+    return np.concatenate(chosen)

@@ -157,6 +157,16 @@ def test_three_images_are_not_accused_and_not_cleared_either(folders, quick_netw
         assert part in untested and part in printed
 
 
+@pytest.mark.parametrize("which", ["made", "real"])
+def test_all_is_compared_at_the_size_of_the_smallest_image(which, folders, quick_networks, monkeypatch, tmp_path):
+    there = {name: shutil.copytree(folders / name, tmp_path / name) for name in ("made", "real")}
+    last = sorted(there[which].rglob("*.png"))[-1]
+    Image.open(last).resize((24, 24)).save(last)
+    few = ("--skip", "distances", "diversity", "copies", "artefacts", "grades", "utility", "--cache", tmp_path / "cache")
+    assert run(monkeypatch, "--images", there["made"], "--patches", there["real"], "--out", tmp_path, *few) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["compared at"] == "24 x 24 pixels"
+
+
 def test_an_unreadable_image_is_named(folders, quick_networks, monkeypatch, tmp_path, capsys):
     write(tmp_path / "made", drawn_tissue(20, 32), ["benign"] * 20, "{}-{}.png")
     (tmp_path / "made" / "benign" / "x.png").write_bytes(b"no image")

@@ -1,10 +1,14 @@
 """Corners, periodic patterns and colour: planted ones are named, tissue is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from metrics import artefacts
-from metrics.artefacts import artefacts_section, between_groups, colours, dead_corners, periodic_power, power_spectrum
+from metrics.artefacts import artefacts_section, dead_corners, periodic_power, power_spectrum
+from metrics.colour import between_groups, between_images, colours
+from metrics.images import image_set
 from tests.drawn_tissue import drawn_tissue
 
 
@@ -21,8 +25,13 @@ HELD_OUT, _ = stained(drawn_tissue(100, SIDE, 1), 1)
 FRESH, _ = stained(drawn_tissue(150, SIDE, 2), 2)
 
 
+def section_of(images, labels=None, train=TRAIN):
+    real = replace(image_set(train), groups=GROUPS)
+    return artefacts_section(image_set(images, labels), real, image_set(HELD_OUT))
+
+
 def named(images):
-    return {finding.test for finding in artefacts_section(images, TRAIN, HELD_OUT, GROUPS).findings}
+    return {finding.test for finding in section_of(images).findings}
 
 
 def checkerboard(images, period, amount):
@@ -61,14 +70,25 @@ def test_a_pattern_has_its_grey_levels(period, wave, expected):
 def test_a_pattern_that_no_eye_sees_is_reported_and_not_objected_to(monkeypatch):
     images = checkerboard(FRESH, 2, 3)
     monkeypatch.setattr(artefacts, "VISIBLE", 4.0)
-    section = artefacts_section(images, TRAIN, HELD_OUT, GROUPS)
+    section = section_of(images)
     assert not section.findings
     found = section.numbers["period 2"]
     assert found["generated"] > found["limit"] and found["grey_levels"] == pytest.approx(3.0, rel=0.1)
 
 
-def test_a_period_too_long_for_the_image_is_left_alone():
-    assert periodic_power(np.ones((16, 16)), 16) == (0, 0)
+def test_a_period_too_long_for_the_image_is_shown_as_not_measured():
+    assert periodic_power(np.ones((16, 16)), 16) is None
+    section = section_of(FRESH)  # of 32 pixels
+    assert "period 4" in section.numbers and "period 8" not in section.numbers
+    patterns = next(table for table in section.tables if table.columns[0] == "period")
+    assert [row[1] == "-" for row in patterns.rows] == [False, False, True, True]
+
+
+def test_the_spectrum_of_few_images_is_given_more_room():
+    for count, room in ((25, 0.4), (100, 0.2), (150, 0.2)):
+        found = section_of(FRESH[:count]).numbers["period 2"]
+        assert found["limit"] - max(found["training"], found["held_out"]) == pytest.approx(room)
+    assert "checkerboard" in named(checkerboard(FRESH[:20], 2, 6))
 
 
 @pytest.mark.parametrize(("colour", "name"), [(0, "black corners"), (255, "white corners")])
@@ -98,14 +118,45 @@ def test_spread_between_slides_is_that_of_their_means():
 
 
 def test_a_handful_of_images_is_not_tested_and_it_says_so():
-    section = artefacts_section(np.full((19, SIDE, SIDE, 3), 255, np.uint8), TRAIN, HELD_OUT, GROUPS)
+    section = section_of(np.full((19, SIDE, SIDE, 3), 255, np.uint8))
     assert section.findings == [] and section.numbers == {} and "were not tested" in section.untested[0]
 
 
 def test_colour_is_counted_in_deviations_between_slides_not_patches():
     drawn = stained(drawn_tissue(200, SIDE), 0)[0]
     cast = np.clip(FRESH * np.array([1, 1, 0.9]), 0, 255).astype(np.uint8)
-    numbers = artefacts_section(cast, drawn, HELD_OUT, GROUPS).numbers["blue density"]
+    numbers = section_of(cast, train=drawn).numbers["blue density"]
     reference, values = colours(drawn)[:, 2], colours(cast)[:, 2]
     slides = np.array([reference[slide == GROUPS].mean() for slide in range(20)])
     assert numbers["generated"] == pytest.approx((values.mean() - reference.mean()) / slides.std(ddof=1), rel=0.01)
+
+
+def one_stain(images):
+    """Every image brought to the mean density of all in each channel."""
+    density = -np.log10(np.maximum(images, 1) / 255)
+    density *= density.mean((0, 1, 2)) / np.maximum(density.mean((1, 2), keepdims=True), 1e-3)
+    return np.clip(255 * 10**-density, 0, 255).astype(np.uint8)
+
+
+def test_one_stain_for_all_images_is_named():
+    section = section_of(one_stain(FRESH))
+    assert {finding.test for finding in section.findings} == {"stain variety"}
+    assert section.numbers["variety of red density"]["generated"] < 0.3
+    assert section.numbers["variety of red density"]["held_out"] == pytest.approx(1, abs=0.3)
+
+
+def test_a_stain_for_each_label_has_no_variety_either():
+    labels = np.array(["benign", "gleason3"])[np.arange(len(FRESH)) % 2]
+    faded = np.clip(one_stain(FRESH) + np.where(labels == "benign", 20, -20)[:, None, None, None], 0, 255).astype(np.uint8)
+    real = replace(image_set(TRAIN, np.array(["benign", "gleason3"])[np.arange(len(TRAIN)) % 2]), groups=GROUPS)
+    control = image_set(HELD_OUT, ["benign"] * len(HELD_OUT))
+    told, untold = (artefacts_section(image_set(faded, names), real, control) for names in (labels, None))
+    assert "stain variety" in {finding.test for finding in told.findings}
+    found = "variety of green density"
+    assert told.numbers[found]["generated"] < told.numbers[found]["limit"] < 0.6 < untold.numbers[found]["generated"]
+
+
+def test_variety_is_counted_within_labels():
+    values = np.array([[0.0], [2], [10], [12]])
+    assert between_images(values, np.array(["a", "a", "b", "b"])) == pytest.approx(np.sqrt(2))
+    assert between_images(values, np.zeros(4)) == pytest.approx(values.std(ddof=1))

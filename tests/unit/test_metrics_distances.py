@@ -66,17 +66,39 @@ def test_kid_and_its_error_equal_leaving_out_one_group_at_a_time():
     a, b = features(30).astype(np.float64), features(20, 0.2, seed=1).astype(np.float64)
     groups = np.array(["x", "y", "z"])[np.arange(30) % 3]
     left_real = np.array([direct_kid(a[groups != name], b) for name in "xyz"])
-    left_fake = np.array([direct_kid(a, np.delete(b, index, 0)) for index in range(20)])
-    variance = sum((len(x) - 1) / len(x) * ((x - x.mean()) ** 2).sum() for x in (left_real, left_fake))
-    value, error = kid(a, b, groups)
-    assert value == pytest.approx(direct_kid(a, b))
-    assert error == pytest.approx(np.sqrt(variance))
+    made = np.array(["u", "v", "w", "x", "y"])[np.arange(20) % 5]
+    by_image = np.array([direct_kid(a, np.delete(b, index, 0)) for index in range(20)])
+    by_slide = np.array([direct_kid(a, b[made != name]) for name in "uvwxy"])
+    for fake_groups, left_fake in ((None, by_image), (made, by_slide)):
+        variance = sum((len(x) - 1) / len(x) * ((x - x.mean()) ** 2).sum() for x in (left_real, left_fake))
+        value, error = kid(a, b, groups, fake_groups)
+        assert value == pytest.approx(direct_kid(a, b))
+        assert error == pytest.approx(np.sqrt(variance))
 
 
 def test_the_error_of_kid_is_that_of_repeated_draws():
     draws = [kid(features(100, seed=2 * k), features(100, 0.1, seed=2 * k + 1)) for k in range(60)]
     spread = np.std([value for value, _ in draws])
     assert np.mean([error for _, error in draws]) == pytest.approx(spread, rel=0.35)
+
+
+def of_slides(slides, seed, shift=0.0):
+    """Twelve images of each slide, which have much in common, and their slides."""
+    draws = np.random.default_rng(seed)
+    common = draws.normal(shift, 0.5, (slides, 1, 8))
+    return (common + draws.normal(0, 1, (slides, 12, 8))).reshape(-1, 8), np.repeat(np.arange(slides), 12)
+
+
+@pytest.mark.parametrize("slides", [(30, 6), (6, 30)])
+def test_the_error_of_kid_knows_the_slides_of_both_sides(slides):
+    found, by_image = [], []
+    for k in range(60):
+        (a, real), (b, fake) = of_slides(slides[0], 2 * k), of_slides(slides[1], 2 * k + 1, 0.5)
+        found.append(kid(a, b, real, fake))
+        by_image.append(kid(a, b)[1])
+    spread = np.std([value for value, _ in found])
+    assert np.mean([error for _, error in found]) == pytest.approx(spread, rel=0.35)
+    assert np.mean(by_image) < 0.7 * spread
 
 
 def test_precision_and_recall_equal_torch_fidelity():

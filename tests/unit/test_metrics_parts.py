@@ -10,10 +10,10 @@ from PIL import Image
 from common.errors import UserError
 from metrics.diversity import diversity_section
 from metrics.images import choose, draw_set, image_set, read_images, side_of
-from metrics.quality import FeatureSets, Pair, compare, quality_section
+from metrics.quality import FeatureSets, Pair, Side, compare, quality_section
 from metrics.report import write_report
 from metrics.section import Finding, Section, Table
-from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, utility_section
+from metrics.utility import Classifier, Labelled, balanced_accuracy, confusion, grades_section, guessing, utility_section
 
 LABELS = np.repeat(["benign", "gleason3", "gleason4"], 60)
 
@@ -50,6 +50,25 @@ def test_a_few_images_over_and_over_are_collapse_too():
     features = labelled(2).features
     features[:60] = np.repeat(features[:12], 5, 0) + 0.01 * features[60:120]
     assert ["benign" in finding.text for finding in variety(features).findings] == [True]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.48])
+@pytest.mark.parametrize("pairs", [True, False])
+def test_images_that_come_again_are_named_before_they_are_half_of_a_label(share, pairs):
+    features = labelled(2).features
+    count = int(share * 60) // 2
+    features[60 : 60 + 2 * count] = np.tile(features[60 : 60 + count], (2, 1)) if pairs else features[60]
+    section = variety(features)
+    assert [finding.text for finding in section.findings] == ["repetition: many images come again, nearly alike (of gleason3)"]
+    assert section.numbers["gleason3"]["generated"]["repeats"] == pytest.approx(2 * count / 60)
+
+
+def test_repeats_that_held_out_patches_have_too_are_none():
+    real, doubled = labelled(1).features, labelled(2).features
+    doubled[1::2] = doubled[::2]
+    parts = {"train": real, "held_out": doubled, "fake": doubled}
+    sets = [as_images(labelled(seed)) for seed in range(3)]
+    assert all("repetition" not in finding.text for finding in diversity_section(*sets, parts, 0).findings)
 
 
 def test_varied_images_are_not_accused():
@@ -99,15 +118,63 @@ def test_copies_of_the_training_patches_gain_nothing(seed):
     assert len(set(numbers["real"]["runs"])) == 1 and numbers["real"]["spread"] > 0
 
 
-def test_the_error_of_usefulness_knows_how_few_slides_it_was_tested_on():
+@pytest.mark.parametrize("slides", [2, 6])
+def test_the_error_of_usefulness_is_how_much_other_slides_would_differ(slides):
+    def held_out(seed):
+        """Patches of ``slides`` slides of each label, those of one slide all much alike."""
+        groups = np.char.add(LABELS, (np.arange(180) % slides).astype(str))
+        common = np.random.default_rng(seed).normal(0, 1.5, (3 * slides, 8))[np.unique(groups, return_inverse=True)[1]]
+        part = labelled(seed, 1.0)
+        return Labelled((part.features + common).astype(np.float32), LABELS, groups)
+
+    train = labelled(0)
+    classifier = Classifier(train)
+    accuracies = [
+        balanced_accuracy(confusion(part.labels, classifier.predict(part.features), classifier.classes))
+        for part in map(held_out, range(100, 160))
+    ]
+    spreads = [utility_section(train, held_out(seed), train, 0).numbers["real"]["spread"] for seed in range(100, 106)]
+    assert np.mean(spreads) == pytest.approx(np.std(accuracies), rel=0.35)
+
+
+@pytest.mark.parametrize("lonely", [["gleason3"], ["benign", "gleason3", "gleason4"]])
+def test_no_gain_is_told_from_one_held_out_slide_of_a_label(lonely):
     train, held_out, fake = labelled(0, 3.0), labelled(1, 3.0), labelled(2, 3.0)
-    few = Labelled(held_out.features, held_out.labels, np.where(np.arange(180) % 60 < 30, "a", "b"))
-    one = Labelled(held_out.features, held_out.labels, np.array(["a"] * 180))
-    spread = {
-        name: utility_section(train, part, fake, 0).numbers["real"]["spread"]
-        for name, part in (("twelve", held_out), ("two", few), ("one", one))
-    }
-    assert all(0.005 < value < 0.1 for value in spread.values())
+    held_out = replace(held_out, groups=np.where(np.isin(LABELS, lonely), LABELS, held_out.groups))
+    section = utility_section(train, held_out, fake, 0)
+    assert {row["spread"] for row in section.numbers.values()} == {None}
+    assert {row[2] for row in section.tables[0].rows} == {"-"} and ", ".join(lonely) in section.tables[0].caption
+    assert "not judged" in section.untested[0] and ", ".join(lonely) in section.untested[0]
+
+
+def test_usefulness_ends_with_many_labels_of_one_slide_each():
+    labels = np.repeat([f"label {index:02}" for index in range(30)], 20)
+    features = np.random.default_rng(0).normal(0, 1, (600, 4)).astype(np.float32)
+    part = Labelled(features, labels, labels)
+    assert utility_section(part, part, part, 0).untested
+
+
+def test_grades_are_not_judged_where_held_out_patches_do_not_show_them():
+    train, held_out, fake = labelled(0), labelled(1), labelled(2)
+    noise = Labelled(np.random.default_rng(3).normal(0, 1, fake.features.shape).astype(np.float32), fake.labels, fake.groups)
+    shuffled = replace(held_out, labels=np.random.default_rng(0).permutation(LABELS))
+    section = grades_section(train, shuffled, noise)
+    assert section.findings == [] and "was not judged" in section.untested[0]
+    assert grades_section(train, held_out, noise).findings != []
+    few = held_out.take(np.r_[0:60, 60:63])
+    assert "was not tested" in grades_section(train, few, noise).untested[0]
+
+
+def test_grades_compare_the_labels_that_all_sets_have():
+    train, held_out, fake = labelled(0), labelled(1), labelled(2)
+    numbers = grades_section(train, held_out.take(LABELS != "gleason4"), fake).numbers
+    assert {tuple(part["classes"]) for part in numbers.values()} == {("benign", "gleason3")}
+
+
+def test_guesses_of_whole_slides_seldom_exceed_what_guessing_reaches():
+    slides, draws = np.array([2, 1, 1, 2]), np.random.default_rng(0)
+    right = [draws.binomial(count, 0.25, 10_000) / count for count in slides]
+    assert (np.mean(right, axis=0) > guessing(slides)).mean() < 0.03
 
 
 def test_unlabelled_images_leave_the_questions_open():
@@ -118,9 +185,22 @@ def test_unlabelled_images_leave_the_questions_open():
 
 def test_too_few_images_are_not_compared():
     part = labelled(0)
-    assert compare(Pair(part.features[:5], part.features, part.groups[:5]), 5, 0) is None
-    one_slide = compare(Pair(part.features, labelled(1).features, np.array(["s"] * 180)), 180, 0)
-    assert one_slide["kid_se"] > 0 and one_slide["fid_biased"]
+    whole = Side(part.features, part.groups)
+    assert compare(Pair(Side(part.features[:5], part.groups[:5]), whole), 5, 0) is None
+    one_slide = compare(Pair(Side(labelled(1).features, np.array(["s"] * 180)), whole), 180, 0)
+    assert one_slide["kid_se"] > 0 and one_slide["fid_biased"] and one_slide["one_slide"]
+
+
+def test_a_table_of_too_few_images_names_no_number_of_them():
+    train, held_out, fake = (as_images(labelled(seed)) for seed in range(3))
+    few = fake.take(np.arange(0, 180, 10))
+    space = FeatureSets("net", labelled(0).features, labelled(1).features, labelled(2).features[::10])
+    by_label = quality_section(train, held_out, few, [space], 0).tables[1]
+    assert by_label.caption == "By label, features of net; precision to coverage from 60 of each"
+    tiny = [part.take(np.arange(0, 180, 10)) for part in (train, held_out, fake)]
+    space = FeatureSets("net", *(labelled(seed).features[::10] for seed in range(3)))
+    tables = quality_section(*tiny, [space], 0).tables
+    assert [table.caption for table in tables] == ["All images, features of net", "By label, features of net"]
 
 
 def test_distances_come_for_each_label_with_their_floor():
@@ -128,7 +208,7 @@ def test_distances_come_for_each_label_with_their_floor():
     space = FeatureSets("net", train.features, held_out.features, fake.features)
     section = quality_section(*(as_images(part) for part in (train, held_out, fake)), [space], 0)
     assert set(section.numbers["net"]["label"]) == set(LABELS)
-    assert section.numbers["net"]["label"]["benign"]["floor"]["n_compared"] == 60
+    assert section.numbers["net"]["label"]["benign"]["floor: training against held-out"]["n_compared"] == 60
     assert section.numbers["net"]["provider"] == {}
 
 
@@ -141,12 +221,14 @@ def test_a_table_has_one_number_of_images_and_a_provider_its_own_images():
     section = quality_section(*sets, [space], 0)
     assert {row["n_equal"] for row in section.numbers["net"]["all"].values()} == {100}
     assert "precision to coverage from 100 of each" in section.tables[0].caption
-    assert section.summary[0].startswith("KID x1000 of the images: ") and "the floor" in section.summary[0]
+    assert section.summary[0].startswith("KID x1000 against held-out slides: ") and "the floor" in section.summary[0]
     unnamed = section.numbers["net"]["provider"]["radboud"]
-    assert unnamed["generated of no known provider"]["n_compared"] == 180 and unnamed["floor"]["n_compared"] == 50
+    assert unnamed["generated of no known provider against held-out"]["n_compared"] == 180
+    assert unnamed["floor: training against held-out"]["n_real"] == 50
     labels = np.char.add(np.char.add(LABELS, "-"), np.repeat(["radboud", "karolinska"], [120, 60]))
     named = quality_section(*sets[:2], replace(fake, labels=labels), [space], 0).numbers["net"]["provider"]
-    assert named["radboud"]["generated"]["n_compared"] == 120 and named["karolinska"]["generated"]["n_compared"] == 60
+    for provider, count in (("radboud", 120), ("karolinska", 60)):
+        assert named[provider]["generated against held-out"]["n_compared"] == count
     assert {row["n_equal"] for pair in named.values() for row in pair.values()} == {50}
 
 

@@ -29,23 +29,41 @@ SETS = images_of(4), images_of(6), images_of(120)
 
 def test_each_row_of_the_distances_is_of_the_sets_that_it_names():
     rows = quality_section(*SETS, [FeatureSets("net", TRAIN, HELD_OUT, FAKE)], 0).numbers["net"]
+    train, held_out, fake = zip((TRAIN, HELD_OUT, FAKE), (part.groups for part in SETS), strict=True)
     pairs = {
-        "generated against held-out": (HELD_OUT, FAKE, SETS[1].groups),
-        "generated against training": (TRAIN, FAKE, SETS[0].groups),
-        "floor: held-out against training": (TRAIN, HELD_OUT, SETS[0].groups),
+        "generated against held-out": (held_out, fake),
+        "floor: training against held-out": (held_out, train),
+        "generated against training": (train, fake),
     }
-    assert rows["all"].keys() == pairs.keys()
-    for name, (real, made, slides) in pairs.items():
-        row = rows["all"][name]
-        assert (row["kid"], row["kid_se"]) == kid(real, made, slides) != kid(real, made), name  # the error counts slides
-        assert row["fid"] == fid(real, made), name
-    assert len({row["kid"] for row in rows["all"].values()}) == 3
+    for at, found in ((slice(None), rows["all"]), (LABELS == "gleason3", rows["label"]["gleason3"])):
+        assert found.keys() == pairs.keys()
+        for name, sides in pairs.items():
+            (real, slides), (made, others) = ([values[at] for values in side] for side in sides)
+            row = found[name]
+            assert (row["kid"], row["kid_se"]) == kid(real, made, slides, others) != kid(real, made), name  # errors count slides
+            assert row["fid"] == fid(real, made), name
+        assert len({row["kid"] for row in found.values()}) == 3
     against = rows["all"]["generated against training"]
     assert against["precision"] > 0.9 and against["recall"] < 0.3  # among real ones, and few real ones among them
-    at, slides = LABELS == "gleason3", SETS[0].groups[40:80]
-    label = rows["label"]["gleason3"]
-    assert (label["generated"]["kid"], label["generated"]["kid_se"]) == kid(TRAIN[at], FAKE[at], slides)
-    assert (label["floor"]["kid"], label["floor"]["kid_se"]) == kid(TRAIN[at], HELD_OUT[at], slides)
+
+
+def test_the_floor_is_what_training_patches_in_place_of_the_images_would_have():
+    sets = SETS[0], SETS[1], SETS[0]
+    rows = quality_section(*sets, [FeatureSets("net", TRAIN, HELD_OUT, TRAIN)], 0).numbers["net"]
+    for found in (rows["all"], *rows["label"].values()):
+        assert found["generated against held-out"] == found["floor: training against held-out"]
+        assert found["generated against training"]["kid"] < 0  # and is no better than real tissue for it
+
+
+def test_an_error_that_cannot_know_how_slides_differ_says_so():
+    one = ImageSet(*(getattr(SETS[1], name) for name in ("images", "names", "labels", "providers")), np.array(["slide"] * 120))
+    section = quality_section(SETS[0], one, SETS[2], [FeatureSets("net", TRAIN, HELD_OUT, FAKE)], 0)
+    told = {row[0]: row[2].endswith("(one slide)") for row in section.tables[0].rows}
+    assert told == {
+        "generated against held-out": True,
+        "floor: training against held-out": True,
+        "generated against training": False,
+    }
 
 
 def test_scores_during_training_tell_precision_from_recall():
