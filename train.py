@@ -115,7 +115,8 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
         log.rewind(trainer.images, trainer.epoch)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
-        log.line(f"{'resume ' + str(source) if source else 'start'}: {presets.in_words(trainer, len(dataset))}")
+        begun = f"resume {source} at epoch {trainer.epoch:.2f}" if source else "start"
+        log.line(f"{begun}: {presets.in_words(trainer, len(dataset))}")
         if first:
             log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
         eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)

@@ -119,6 +119,7 @@ class Run:
         """
         for network in (self.trainer.step.generator, self.trainer.step.discriminator, self.trainer.ema):
             self.trainer.processes.same_as_first(network)
+        self._keep_other_latest()
         self._save_latest()  # a full or unwritable disk shows now and not in the night, and there is a state to go back to
         while True:
             try:
@@ -345,6 +346,16 @@ class Run:
         checkpoint.keep_as(self.folder / checkpoint.LATEST, path)
         checkpoint.prune(self.folder, self.habits.keep)
 
+    def _keep_other_latest(self) -> None:
+        """Whoever goes back to an earlier checkpoint keeps what was reached."""
+        trainer = self.trainer
+        kept = checkpoint.keep_other_latest(self.folder, trainer.images, trainer.step.generator.state_dict())
+        if kept:
+            self.log.line(
+                f"note: {checkpoint.LATEST} was of another state than this, at epoch {trainer.epoch:.2f}: it stays as {kept}, "
+                "which no run writes over or removes"
+            )
+
     def _save_numbered(self) -> None:
         self._save_latest()
         self._keep_latest_as(checkpoint.numbered(self.folder, round(self.trainer.epoch)))
@@ -371,6 +382,9 @@ class Follower(Run):
 
     def write_report(self, state: str) -> None:
         """Left to the first process."""
+
+    def _keep_other_latest(self) -> None:
+        pass
 
     def _write_latest(self, state: dict) -> None:
         pass

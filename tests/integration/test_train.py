@@ -157,6 +157,37 @@ def test_a_finished_run_says_so(patches, finished):
     assert "nothing left to do" in run(patches, finished, "--epochs", 4, "--resume", finished / "checkpoints" / "G_final.pt")
 
 
+def images_in(path):
+    return checkpoint.load(path)["progress"]["images"]
+
+
+def test_the_command_that_prolonged_a_run_goes_on_where_it_was_stopped(patches, copied):
+    folder = copied / "checkpoints"
+    final, command = folder / "G_final.pt", ("--epochs", 9, *START[4:], "--resume", folder / "G_final.pt")
+    run(patches, copied, "--epochs", 6, *START[4:], "--resume")
+    checkpoint.keep_as(folder / "epoch_0004.pt", final)  # as if --epochs 9 had been stopped at 6
+    assert "latest.pt, at epoch 6.00" in run(patches, copied, *command) and images_in(folder / "latest.pt") == 9 * 12
+    assert "latest.pt at epoch 6.00: " in (copied / "logs" / "train.log").read_text()
+    assert "nothing left to do" in run(patches, copied, *command)
+    assert not list(folder.glob("kept_*"))
+
+
+def test_going_back_keeps_what_was_reached(patches, copied):
+    folder = copied / "checkpoints"
+    back = ("--epochs", 3, "--keep", 1, *START[4:], "--resume", folder / "epoch_0002.pt")
+    shutil.copy(folder / "epoch_0002.pt", folder / "start.pt")
+    reached = (folder / "latest.pt").read_bytes()
+    text = run(patches, copied, *back)
+    assert "at epoch 2.00: it stays as" in text and "kept_epoch_0004.pt" in text
+    assert images_in(folder / "latest.pt") == 36 and (folder / "kept_epoch_0004.pt").read_bytes() == reached
+    run(patches, copied, *back[:-1], folder / "start.pt")
+    run(patches, copied, *back[:-1], folder / "start.pt", "--lr_g", 1e-3)
+    assert (folder / "kept_epoch_0004.pt").read_bytes() == reached
+    assert {path.name for path in folder.glob("kept_*")} == {f"kept_epoch_{n}.pt" for n in ("0004", "0003", "0003_2")}
+    run(patches, copied, "--epochs", 5, "--keep", 1, *START[4:], "--resume", folder / "kept_epoch_0004.pt")
+    assert images_in(folder / "latest.pt") == 60
+
+
 @pytest.fixture
 def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
@@ -244,6 +275,15 @@ def test_bare_weights_are_taken_over_and_kept(patches, tmp_path):
     assert "could not be restored" in text
     assert (folder / "legacy_G_final.pt").read_bytes() == original
     assert checkpoint.load(folder / "G_final.pt")["progress"]["images"] == 12
+
+
+def test_weights_of_another_folder_are_taken_over_without_writing_there(patches, tmp_path):
+    from tests.unit.test_models import legacy_networks
+
+    (tmp_path / "theirs").mkdir()
+    torch.save(legacy_networks()[0].state_dict(), tmp_path / "theirs" / "netG.pt")
+    run(patches, tmp_path, "--epochs", 1, *START[4:], "--resume", tmp_path / "theirs" / "netG.pt")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["netG.pt"]
 
 
 def test_scores_during_training_change_nothing_and_keep_the_best(patches, finished, tmp_path, monkeypatch):
