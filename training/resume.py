@@ -12,7 +12,7 @@ from common.progress import say
 from common.storage import Place, place
 from models.config import ModelConfig
 from models.dcgan import from_legacy
-from training import checkpoint, options, presets
+from training import checkpoint, options, presets, processes
 from training.config import TrainConfig
 from training.guard import DivergedError, check_finite
 from training.trainer import Trainer
@@ -20,6 +20,8 @@ from training.trainer import Trainer
 
 def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tuple[Path | None, dict | None]:
     """(file, state) to go on from; (None, None) for a new run. A plain state_dict comes back as a state without progress."""
+    if processes.restarted() and checkpoint.all_in(folder):
+        args.resume = ""  # torchrun started everything again after a process failed
     if args.resume is None:
         held = checkpoint.all_in(folder)
         if held:

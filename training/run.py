@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import signal
 import time
@@ -49,6 +50,13 @@ class Habits:
     keep: int
     eval_share: float = 1.0
     auto_batch: bool = False
+
+    @staticmethod
+    def typed(args: argparse.Namespace, folder: Path) -> Habits:
+        """As the flags say; a resumed run keeps as many numbered checkpoints as are in ``folder``."""
+        eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
+        keep = args.keep or max(3, len(checkpoint.all_numbered(folder)))
+        return Habits(args.save_every, args.sample_every, eval_every, keep, eval_share, args.auto_batch)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,21 @@ def test_another_run_is_not_written_over(patches, finished):
     assert {path: path.stat().st_mtime_ns for path in (finished / "checkpoints").iterdir()} == before
 
 
+def test_a_run_whose_output_nobody_sees_has_its_notes_and_its_error_in_the_log(patches, tmp_path):
+    folder = shutil.copytree(patches, tmp_path / "patches", ignore=shutil.ignore_patterns(".*"))
+    (folder / "benign" / "x.png").write_bytes(b"no picture")
+    for number in range(20, 40):
+        shutil.copy(folder / "benign" / "0.png", folder / "benign" / f"{number}.png")
+    run(folder, tmp_path, "--epochs", 1, *START, "--sample_every", 9)
+    text = (tmp_path / "logs" / "train.log").read_text()
+    assert text.index("--condition label: ") < text.index("patch left out, it cannot be read") < text.index(" start: ")
+    assert "condition label ['benign', 'gleason4'], 32 patches" in text
+    run(folder, tmp_path, "--epochs", 1, *START, expect=1)
+    assert "error: " in (tmp_path / "logs" / "train.log").read_text().splitlines()[-1]
+    run(patches, tmp_path / "other", "--epochs", 1, *START, "--condition", "none")
+    assert "condition none, 12 patches" in (tmp_path / "other" / "logs" / "train.log").read_text()
+
+
 def test_a_finished_run_says_so(patches, finished):
     assert "nothing left to do" in run(patches, finished, "--epochs", 4, "--resume", finished / "checkpoints" / "G_final.pt")
 
@@ -257,9 +272,11 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
 def test_dry_run_and_preview_write_no_run(patches, tmp_path):
     text = run(patches, tmp_path, "--dry_run", *START)
     assert "one epoch" in text and "images/s" in text and "parameters" in text
-    run(patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "new/preview.png")
+    assert "left column before augmentation" in run(
+        patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "new/preview.png"
+    )
     assert Image.open(tmp_path / "new/preview.png").size[0] > 8 * 64
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "logs").exists()
 
 
 def test_bare_weights_are_taken_over_and_kept(patches, tmp_path):
