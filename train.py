@@ -8,6 +8,7 @@ torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from metrics.watch import COUNT, FEWEST, Watch
 from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
 from models.layers import reduced
-from models.losses import RELATIVE
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import check_speed_ups, choose_device
@@ -131,20 +131,18 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
 
 
 def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> HeldOut | None:
-    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``.
-
-    None to judge where D's verdict on an image alone says nothing.
-    """
+    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
     held_out = dataset.other_split("test")
     if held_out is None or len(held_out) < FEWEST:
         if not scored:
             return None
         held_out = dataset
         say("note: too few held-out patches to score by; scores during training are against the training patches")
-    images, labels = held_out.drawn(COUNT, trainer.config.seed)
+    images, labels = held_out.drawn(COUNT, 0)  # the same ones for every --seed, so that runs can be compared
     watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), trainer.config.seed, str(trainer.device))
-    unseen = held_out is not dataset and trainer.config.objective not in RELATIVE
-    return HeldOut((images, labels) if unseen else None, watch)
+    plain = copy(dataset)
+    plain.augmentation = Augmentation(flips=0.0, quarter_turns=0.0)
+    return HeldOut((images, labels) if held_out is not dataset else None, plain.drawn, watch)
 
 
 if __name__ == "__main__":

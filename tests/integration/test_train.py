@@ -339,7 +339,14 @@ def test_held_out_patches_are_judged_in_each_line_without_scores_too(scored, pat
     lines = [json.loads(line) for line in (tmp_path / "logs/metrics.jsonl").read_text().splitlines()]
     assert lines and all(0 <= line["acc_held_out"] <= 1 for line in lines if "loss_d" in line)
     assert any("kid" in line for line in lines) == scored
-    assert " acc_held_out " in (tmp_path / "logs/train.log").read_text()
+    assert all(0 <= line["acc_trained"] <= 1 and line["side"] == 64 for line in lines if "loss_d" in line)
+    text = (tmp_path / "logs/train.log").read_text()
+    assert " acc_held_out " in text and " acc_trained " in text
+    whole = tmp_path / "unwatched"
+    monkeypatch.setattr("train.held_out_patches", lambda *_: None)
+    run(folder, whole, "--epochs", 1, *START)
+    ends = [checkpoint.load(place / "checkpoints" / "G_final.pt")["generator"] for place in (tmp_path, whole)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "looking changes nothing"
 
 
 def test_missing_weights_are_a_note_and_not_the_end(patches, tmp_path, monkeypatch):
@@ -379,3 +386,4 @@ def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
     for words in ("improved 64x64, painted at 128x128, preset cpu", "augment", "diversity", " res 128 "):
         assert words in lines, words
     assert "left over" not in lines.strip().splitlines()[-2]  # the last line of numbers
+    assert "<td>64, painted at 128</td>" in (whole / "logs" / "report.html").read_text()
