@@ -8,6 +8,7 @@ torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +27,13 @@ from metrics.watch import COUNT, FEWEST, Watch
 from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
 from models.layers import reduced
-from models.losses import RELATIVE
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import check_speed_ups, choose_device
 from training.dry_run import dry_run
 from training.lock import lock_folder
 from training.run import Follower, Habits, HeldOut, Run
-from training.runlog import RunLog, SilentLog, log_line
+from training.runlog import Notes, RunLog, SilentLog, log_line, noted
 from training.signals import SignalRequests
 from training.trainer import Trainer
 
@@ -42,13 +42,17 @@ def main() -> int:
     parser = options.make_parser(__doc__)
     args = parser.parse_args()
     options.check(parser, args)
+    with noted(args.log_dir / args.run_name, not (args.dry_run or args.preview_augmentation)) as notes:
+        return begin(args, notes)
+
+
+def begin(args, notes: Notes) -> int:
+    """Say what a run would be, or train; returns the exit code."""
     if args.backbone_weights:
         LITE0_WEIGHTS.use(args.backbone_weights)
     together, device = processes.join(choose_device(args.device))
     check_speed_ups(device, args.precision == "bfloat16", args.compile)
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
-    if processes.restarted() and checkpoint.all_in(folder):
-        args.resume = ""  # torchrun started everything again after a process failed
     source, state = resume.find_state(args, folder, log_folder)
     args.patches = at_hand(resume.patches_of(args, state))
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
@@ -56,7 +60,7 @@ def main() -> int:
         dataset = open_patches(args, config, state)
     if args.preview_augmentation:
         save(augmented_grid(dataset, config.seed), args.preview_augmentation)
-        say(f"{args.preview_augmentation}: left column as on disk, seven augmentations beside each")
+        say(f"{args.preview_augmentation}: left column before augmentation, seven augmentations beside each")
         return 0
     model = ModelConfig.from_dict(state["model"]) if state else presets.model_config(args, len(dataset.classes), device)
     trainer = Trainer(model, config, dataset.classes, dataset.class_counts(), len(dataset), device, together)
@@ -69,7 +73,7 @@ def main() -> int:
         return 0
     if args.dry_run:
         return dry_run(trainer, make_loader(trainer, dataset, args.workers))
-    code = train(args, trainer, dataset, source, folder, log_folder)
+    code = train(args, trainer, dataset, source, folder, log_folder, notes)
     processes.leave(together)
     return code
 
@@ -107,21 +111,19 @@ def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) ->
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=cuda)
 
 
-def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, folder: Path, log_folder: Path) -> int:
+def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, folder: Path, log_folder: Path, notes: Notes) -> int:
     """Train to the end or to a signal; the exit code says which."""
     requests, first = SignalRequests(), trainer.processes.first
     requests.install()
     with lock_folder(folder) if first else nullcontext():
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
+        notes.open()
         log.rewind(trainer.images, trainer.epoch)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
-        log.line(f"{'resume ' + str(source) if source else 'start'}: {presets.in_words(trainer, len(dataset))}")
-        if first:
-            log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
-        eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
-        keep = args.keep or max(3, len(checkpoint.all_numbered(folder)))
-        habits = Habits(args.save_every, args.sample_every, eval_every, keep, eval_share, args.auto_batch)
-        held_out = held_out_patches(dataset, trainer, eval_every > 0) if first else None
+        log.line(presets.in_words(trainer, len(dataset), source))
+        log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
+        habits = Habits.typed(args, folder)
+        held_out = held_out_patches(dataset, trainer, habits.eval_every > 0) if first else None
         run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
         log.close()
@@ -129,20 +131,18 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
 
 
 def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> HeldOut | None:
-    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``.
-
-    None to judge where D's verdict on an image alone says nothing.
-    """
+    """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
     held_out = dataset.other_split("test")
     if held_out is None or len(held_out) < FEWEST:
         if not scored:
             return None
         held_out = dataset
         say("note: too few held-out patches to score by; scores during training are against the training patches")
-    images, labels = held_out.drawn(COUNT, trainer.config.seed)
+    images, labels = held_out.drawn(COUNT, 0)  # the same ones for every --seed, so that runs can be compared
     watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), trainer.config.seed, str(trainer.device))
-    unseen = held_out is not dataset and trainer.config.objective not in RELATIVE
-    return HeldOut((images, labels) if unseen else None, watch)
+    plain = copy(dataset)
+    plain.augmentation = Augmentation(flips=0.0, quarter_turns=0.0)
+    return HeldOut((images, labels) if held_out is not dataset else None, plain.drawn, watch)
 
 
 if __name__ == "__main__":

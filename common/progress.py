@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -16,7 +17,27 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
+_listeners: list[Callable[[str], None]] = []
+
+
 def say(text: str) -> None:
+    """Tell people something: ``show`` it, and tell whoever listens."""
+    show(text)
+    for listener in _listeners:
+        listener(text)
+
+
+@contextmanager
+def overheard(listener: Callable[[str], None]) -> Iterator[None]:
+    """Let ``listener`` hear what is said meanwhile in this process, but not how far things are."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def show(text: str) -> None:
     """Print one line to stdout at once, without tearing a bar that is on the terminal."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
@@ -40,4 +61,4 @@ def track(items: Iterable[Item], what: str, total: int | None = None, unit: str 
             seconds = now - start
             # The first few items pay for starting up and would promise hours.
             left = f", about {seconds / done * (total - done):.0f} s left" if 20 * done >= total and done < total else ""
-            say(f"{time.strftime('%H:%M:%S')} {what}: {done}/{total} {unit} in {seconds:.0f} s{left}")
+            show(f"{time.strftime('%H:%M:%S')} {what}: {done}/{total} {unit} in {seconds:.0f} s{left}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.progress import say
-from metrics.distances import light_metrics
+from metrics.distances import coverage_metrics, kid
 from metrics.features import Extractor, extract, inception
 
 FEWEST = 3  # real patches that a KID with an error can be taken of
@@ -25,10 +25,15 @@ class Watch:
     def __init__(self, real: np.ndarray, seed: int, device: str, cache: Path | None = None):
         self.real, self.seed, self.device, self.cache = real, seed, device, cache
         self._extractor: Extractor | None = None
-        self._features = np.empty(0)
+        self._features, self._digest = np.empty(0), ""
 
-    def __call__(self, sample: Callable[[int, int], np.ndarray]) -> dict[str, float]:
-        """{"kid", "kid_se", "precision", "recall"} of ``sample(count, seed)``; {} where the weights are not installed."""
+    def __call__(self, sample: Callable[[int, int], np.ndarray]) -> dict[str, float | str]:
+        """Scores of ``sample(count, seed)``, uint8 images (count, H, W, 3); {} where the weights are not installed.
+
+        kid, kid_se: with the standard error of both sides. kid_se_drawn: that of the generated side alone, which is all there is
+        between two scores against the same patches. precision, recall: of as many on both sides. scored_on: digest of the patches
+        and of the network that measured them; only scores that have it in common can be ranked.
+        """
         if self._extractor is None:
             try:
                 self._extractor = inception(device=self.device)
@@ -36,4 +41,21 @@ class Watch:
                 say(f"note: no scores during training, {error}")
                 return {}
             self._features = extract(self.real, self._extractor, "measuring real patches", self.cache)
-        return light_metrics(sample, self._features, self._extractor, COUNT, self.seed)
+            self._digest = self._extractor.key(self.real)[:16]
+        fake = extract(sample(COUNT, self.seed), self._extractor, "scoring samples")
+        value, error = kid(self._features, fake)
+        equal = min(len(self._features), len(fake))
+        # The first ones, not a draw: every epoch is compared with the same real images.
+        shares = coverage_metrics(self._features[:equal], fake[:equal])
+        scores = {"kid": value, "kid_se": error, "kid_se_drawn": error_of_the_draw(self._features, fake)}
+        return scores | {name: shares[name] for name in ("precision", "recall")} | {"scored_on": self._digest}
+
+
+def error_of_the_draw(real: np.ndarray, fake: np.ndarray) -> float:
+    """Standard error of KID by the draw of ``fake`` (N, D) alone: the delete-one jackknife, ``real`` (M, D) staying as it is."""
+    fake, count = np.asarray(fake, np.float64), len(fake)
+    within, across = ((fake @ other.T / fake.shape[1] + 1) ** 3 for other in (fake, np.asarray(real, np.float64)))
+    np.fill_diagonal(within, 0)
+    without = (within.sum() - 2 * within.sum(1)) / ((count - 1) * (count - 2))
+    without -= 2 * (across.sum() - across.sum(1)) / ((count - 1) * len(real))
+    return float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()))

@@ -157,7 +157,10 @@ class Mixing(nn.Module):
 
 
 class Head(nn.Module):
-    """Maps of one scale (N, C, H, W) -> logits (N, 1): halvings to 4x4, then a verdict."""
+    """Maps of one scale (N, C, H, W) -> logits (N, 1): halvings to 4x4, then a verdict.
+
+    Smaller images come with smaller maps while they grow, and a map of 1x1 is halved no more.
+    """
 
     def __init__(self, inputs: int, side: int, width: int, num_classes: int, normalise):
         super().__init__()
@@ -169,7 +172,11 @@ class Head(nn.Module):
         self.verdict = Verdict(count, num_classes, normalise)
 
     def forward(self, maps: Tensor, labels: Tensor | None) -> Tensor:
-        return self.verdict(self.body(maps), labels)
+        for layer in self.body:
+            if isinstance(layer, nn.Conv2d) and maps.shape[-1] < 2:
+                break
+            maps = layer(maps)
+        return self.verdict(maps, labels)
 
 
 def _without_backbone(module: nn.Module, state: dict, prefix: str, *_) -> None:

@@ -70,7 +70,11 @@ class Lite0(nn.Module):
         return self.network(images)
 
     def local(self, images: Tensor) -> Tensor:
-        """Features of local structure, (N, 152): the maps of strides 8 and 16, averaged over positions. Shifts hardly move them."""
+        """Features of local structure, (N, 152): the maps of strides 8 and 16, averaged over positions.
+
+        The mean forgets where something lies, but a shift brings other tissue into view and cuts the maps at other places: as a
+        detector of copies they found 0 to 0.02 of shifted patches, and 0.28 of patches in other colours.
+        """
         return torch.cat([maps.mean(dim=(2, 3)) for maps in self(images)[1:3]], dim=1)
 
 

@@ -36,8 +36,9 @@ def bend(maps: Tensor, noise: Tensor) -> Tensor:
     # Twice a mean over 3x3: a triangle of weights, whose standard deviation 19/81 is made 1 again.
     smooth = F.avg_pool2d(F.avg_pool2d(noise, 3, 1), 3, 1) * (81 / 19)
     moves = crop(F.interpolate(smooth, scale_factor=2.0, mode="bilinear", align_corners=False), 3) * (BEND * 2.0 / maps.shape[-1])
-    identity = torch.eye(2, 3, dtype=maps.dtype, device=maps.device).expand(len(maps), 2, 3)
-    places = F.affine_grid(identity, list(maps.shape), align_corners=False) + moves.permute(0, 2, 3, 1)
+    identity = torch.eye(2, 3, dtype=noise.dtype, device=maps.device).expand(len(maps), 2, 3)
+    with torch.autocast(maps.device.type, enabled=False):  # bfloat16 counts places to half a pixel of 256
+        places = F.affine_grid(identity, list(maps.shape), align_corners=False) + moves.permute(0, 2, 3, 1)
     return F.grid_sample(maps, places, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

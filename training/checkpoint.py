@@ -7,6 +7,7 @@ loaded with ``weights_only=True`` only, so that no file can run code, and the ch
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import re
@@ -35,7 +36,8 @@ def save(path: Path, state: dict) -> None:
 def load(path: Path) -> dict:
     """State of a checkpoint, on the CPU; of a plain state_dict the tensors by name (no "format" key).
 
-    Raises UserError when the file is missing, damaged, of a newer version, not a checkpoint, or would run code when loaded.
+    Raises UserError when the file is missing, damaged, of a newer version, not a checkpoint, another program's, or would run code
+    when loaded.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; name one with --resume or --checkpoint, or start without")
@@ -56,9 +58,14 @@ def load(path: Path) -> dict:
         raise UserError(f"{path} holds no checkpoint; give a file that train.py wrote")
     if is_plain_state_dict(state):
         return state
-    if state.get("format") != FORMAT:
+    if "format" not in state:
         raise UserError(
-            f"{path} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
+            f"{path} was not written by train.py; of other programs' files only a plain state_dict of a DCGAN generator is taken, "
+            "as torch.save(generator.state_dict(), FILE) writes it"
+        )
+    if state["format"] != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {state['format']!r}, this version reads {FORMAT}; use the version that wrote it"
         )
     return state
 
@@ -84,6 +91,27 @@ def keep_as(source: Path, target: Path) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_other_latest(folder: Path, images: int, generator: dict[str, torch.Tensor]) -> Path | None:
+    """Where latest.pt holds another state than one of ``generator``'s weights after ``images``: keep it as kept_epoch_0230.pt.
+
+    A run that goes on from another checkpoint writes over latest.pt, which may be all there is of hours of training. Returns the
+    new name, one that no run writes to or removes; None where nothing was kept: latest.pt is the same, absent or damaged.
+    """
+    try:
+        held = load(folder / LATEST)
+        progress, weights = held["progress"], held["generator"]
+        tensors = ((value, generator.get(name)) for name, value in weights.items() if isinstance(value, torch.Tensor))
+        if progress["images"] == images and all(b is not None and torch.equal(a, b.cpu()) for a, b in tensors):
+            return None
+        name = f"kept_{numbered(folder, round(progress['images'] / progress['images_per_epoch'])).stem}"
+    except (UserError, KeyError, TypeError):
+        return None
+    names = (f"{name}{'' if number == 1 else f'_{number}'}.pt" for number in itertools.count(1))
+    target = next(folder / name for name in names if not (folder / name).exists())
+    keep_as(folder / LATEST, target)
+    return target
 
 
 def all_in(folder: Path) -> list[Path]:

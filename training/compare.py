@@ -11,7 +11,7 @@ from common.html import figure_uri, render
 from common.progress import say
 from training.report import curves, picture, real_patches, sample_grids
 from training.runlog import METRICS, duration, read_metrics
-from training.verdict import Advice, History, compare, finite, history, side_of, values, warnings
+from training.verdict import Advice, History, compare, finite, history, judged_like_held_out, side_of, untested, values, warnings
 
 _TEMPLATE = """{% extends "page.html" %}
 {% block body %}
@@ -103,15 +103,23 @@ def column(run: History) -> dict[str, str]:
     return {
         "epochs": f"{last['epoch']:.1f}",
         "images": f"{last['images']:,}",
-        "image side, pixels": str(side_of(run) or "–"),
+        "image side, pixels": side_text(run),
         "last KID (standard error)": kid_text(score),
         "best KID (standard error)": kid_text(best),
         "precision, recall": f"{share(score.get('precision'))}, {share(score.get('recall'))}",
-        "D right on real, held-out": f"{recent(run, 'acc_real')}, {recent(run, 'acc_held_out')}",
+        "D right on real, held-out": f"{recent(run, judged_like_held_out(run))}, {recent(run, 'acc_held_out')}",
         "images per second": f"{speed:.1f}" if speed else "–",
         "time per epoch": duration(epoch_images / speed) if speed and epoch_images else "–",
-        "warnings": " ".join(warnings(run)) or "none",
+        "warnings": " ".join(filter(None, [*warnings(run), untested(run)])) or "none",
     }
+
+
+def side_text(run: History) -> str:
+    """Side of the images that come out, and that of their painting where it is larger."""
+    side, painted = side_of(run), run.lines[-1].get("res")
+    if side is None:
+        return "–"
+    return f"{side}, painted at {painted}" if finite(painted) and painted > side else f"{side}"
 
 
 def recent(run: History, name: str) -> str:

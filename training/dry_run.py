@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.progress import say
 from training.device import describe, peak_memory_mb
+from training.presets import settings_of
 from training.runlog import duration
 from training.trainer import Trainer
 
@@ -27,7 +28,7 @@ def dry_run(trainer: Trainer, loader: Iterable[tuple[Tensor, Tensor]]) -> int:
         seconds += max(0, end - max(start, done)) / rates[-1]
     step = trainer.step
     millions = [sum(p.numel() for p in network.parameters()) / 1e6 for network in (step.generator, step.discriminator)]
-    for name, value in (trainer.model.to_dict() | trainer.config.to_dict()).items():
+    for name, value in settings_of(trainer).items():
         say(f"{name:>16}  {value}")
     say(f"{'parameters':>16}  generator {millions[0]:.2f} M, discriminator {millions[1]:.2f} M")
     say(f"{'memory':>16}  {peak_memory_mb(trainer.device)} MB on {describe(trainer.device)}")

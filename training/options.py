@@ -165,7 +165,12 @@ def _training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--label_smoothing", type=fraction, help="real images get the target 1 minus this; default 0, for dcgan 0.1")
     group.add_argument("--seed", type=natural, help="decides weights, order and noise; default 0")
     group.add_argument(
-        "--resume", nargs="?", const="", metavar="FILE", help="go on from FILE, or from the run's newest whole checkpoint"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="go on from FILE, or from the run's newest whole checkpoint, which also stands in for a G_final.pt that was gone on "
+        "with; going back to another FILE keeps latest.pt as kept_epoch_0230.pt",
     )
 
 

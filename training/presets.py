@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -137,14 +138,25 @@ def check_same_networks(args: argparse.Namespace, model: ModelConfig) -> None:
             raise UserError(f"--{name} {value} contradicts the checkpoint's networks; leave it out to go on with that run")
 
 
-def in_words(trainer: Trainer, patches: int) -> str:
-    """What is trained, on ``patches`` patches, and on what, for the log."""
+def settings_of(trainer: Trainer) -> dict:
+    """All that a run is made of, by name, for people: image_size is that of the images that come out."""
+    model = trainer.model
+    settings = model.to_dict() | trainer.config.to_dict()
+    if settings.pop("reduced_to"):
+        settings["image_size"] = f"{model.output_size}, painted at {model.image_size}"
+    return settings
+
+
+def in_words(trainer: Trainer, patches: int, source: Path | None) -> str:
+    """What is trained from which checkpoint on, on ``patches`` patches, and on what, for the log."""
     model, config, world = trainer.model, trainer.config, trainer.processes.world
     size, preset = model.output_size, preset_of(model)
     painted = f", painted at {model.image_size}x{model.image_size}" if model.reduced_to else ""
+    classes = f" {trainer.classes}" if trainer.classes else ""
     return (
+        f"{f'resume {source} at epoch {trainer.epoch:.2f}' if source else 'start'}: "
         f"{model.model} {size}x{size}{painted}, {f'preset {preset}, ' if preset else ''}"
-        f"condition {config.condition} {trainer.classes or ''}, {patches} patches an epoch, epochs {config.epochs}, "
+        f"condition {config.condition}{classes}, {patches} patches an epoch, epochs {config.epochs}, "
         f"batch {config.batch_size}{f' over {world} processes' if world > 1 else ''}, {describe(trainer.device)}, "
         f"torch {torch.__version__}"
     )

@@ -112,6 +112,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def writes() -> bool:
+    """Whether this is the process that writes, before it has joined the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join(device: torch.device) -> tuple[Processes, torch.device]:
     """The processes that torchrun has started and this one's device; alone, ``Processes()`` and ``device`` as it is.
 

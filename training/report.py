@@ -14,7 +14,7 @@ from PIL import Image
 from common.files import write_text
 from common.html import data_uri, figure_uri, render
 from training.runlog import METRICS, duration, read_metrics
-from training.verdict import History, advise, finite, history, warnings
+from training.verdict import History, advise, finite, history, untested, warnings
 
 REPORT = "report.html"
 GRIDS = 24  # on the slider at most
@@ -22,8 +22,13 @@ GRID_BYTES = 220_000  # a grid at most: 24 of them and the real one stay below 7
 GRID_QUALITIES = ((1040, 85), (1040, 70), (900, 55), (700, 45), (500, 40), (350, 30))  # (longest side in pixels, JPEG quality)
 POINTS = 400  # of a curve at most; what is denser is averaged
 LOSSES = {"loss_d": "discriminator", "loss_g": "generator"}
-ACCURACIES = {"acc_real": "on training patches", "acc_fake": "on generated patches", "acc_held_out": "on held-out patches"}
-INK, COLOURS = "#5a6478", ("#1f77b4", "#d95f02", "#6a3d9a")
+ACCURACIES = {
+    "acc_real": "on training patches, augmented",
+    "acc_fake": "on generated patches",
+    "acc_held_out": "on held-out patches",
+    "acc_trained": "on training patches",
+}
+INK, COLOURS = "#5a6478", ("#1f77b4", "#d95f02", "#6a3d9a", "#2b8a3e")
 
 _TEMPLATE = """{% extends "page.html" %}
 {% block body %}
@@ -37,8 +42,9 @@ _TEMPLATE = """{% extends "page.html" %}
 <section><h2>Where the run stands</h2>
 <p><b>{{ status }}</b></p>
 <div class="bar"><div style="width: {{ "%.1f"|format(percent) }}%"></div></div>
-{% for warning in warnings %}<p class="bad">{{ warning }}</p>{% else %}
-<p class="good">Nothing in the numbers looks wrong.</p>{% endfor %}
+{% for warning in warnings %}<p class="bad">{{ warning }}</p>{% endfor %}
+{% if untested %}<p class="soft">{{ untested }}</p>
+{% elif not warnings %}<p class="good">Nothing in the numbers looks wrong.</p>{% endif %}
 <p>What to do next, by the numbers: <b>{{ advice.action }}</b>. {{ advice.reasons|join(" ") }}</p>
 <p class="soft">As of {{ written }}; this page is written anew with every sample picture: reload it.</p>
 </section>
@@ -115,6 +121,7 @@ def write_run_report(log_folder: Path, facts: Facts) -> None:
         status=status(run, facts),
         percent=100 * min(1.0, facts.images / max(facts.images_total, 1)),
         warnings=warnings(run),
+        untested=untested(run),
         advice=advise(run),
         written=time.strftime("%Y-%m-%d %H:%M"),
         grids=sample_grids(log_folder),

@@ -12,7 +12,7 @@ from common.progress import say
 from common.storage import Place, place
 from models.config import ModelConfig
 from models.dcgan import from_legacy
-from training import checkpoint, options, presets
+from training import checkpoint, options, presets, processes
 from training.config import TrainConfig
 from training.guard import DivergedError, check_finite
 from training.trainer import Trainer
@@ -20,6 +20,8 @@ from training.trainer import Trainer
 
 def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tuple[Path | None, dict | None]:
     """(file, state) to go on from; (None, None) for a new run. A plain state_dict comes back as a state without progress."""
+    if processes.restarted() and checkpoint.all_in(folder):
+        args.resume = ""  # torchrun started everything again after a process failed
     if args.resume is None:
         held = checkpoint.all_in(folder)
         if held:
@@ -30,20 +32,53 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
             raise UserError(f"{log_folder} holds another run's log; move it away, or choose a --run_name NAME")
         return None, None
     if args.resume == "":
-        path, state, complaints = checkpoint.newest_whole(folder)
-        for complaint in complaints:
-            say(f"warning: {complaint}")
+        path, state = newest_in(folder)
     else:
         path = Path(args.resume)
         state = checkpoint.load(path)
-        if path.parent.resolve() != folder.resolve() and checkpoint.all_in(folder):
+        own = path.parent.resolve() == folder.resolve()
+        if not own and checkpoint.all_in(folder):
             raise UserError(f"{folder} holds another run than {path}; choose another --run_name for this one")
+        if own and path.name == checkpoint.FINAL:
+            path, state = newest_after(path, state)
     if checkpoint.is_plain_state_dict(state):
-        return path, take_over_legacy(path, state)
+        return path, take_over_legacy(path, state, folder)
     missing = [name for name in ("model", "config", "classes", "progress") if name not in state]
     if missing:
         raise UserError(f"{path} lacks its {', '.join(missing)}; it was not written by train.py, resume from another checkpoint")
     return path, state
+
+
+def newest_in(folder: Path) -> tuple[Path, dict]:
+    """(file, state) of the newest whole checkpoint; what is wrong with newer ones is said."""
+    path, state, complaints = checkpoint.newest_whole(folder)
+    for complaint in complaints:
+        say(f"warning: {complaint}")
+    return path, state
+
+
+def newest_after(final: Path, state: dict) -> tuple[Path, dict]:
+    """(file, state) of the run's newest whole checkpoint where it is further than ``final``, G_final.pt, else ``final``'s own.
+
+    The command that prolongs a run names G_final.pt, and is what stands in scripts and in a shell's history: given again after a
+    stop, it must go on and not start from there anew.
+    """
+    newest, newer = newest_in(final.parent)
+    if _place(newer)[0] <= _place(state)[0]:
+        return final, state
+    say(
+        f"note: {final} is at epoch {_place(state)[1]:.2f} and its training was gone on with: this goes on from {newest}, at epoch "
+        f"{_place(newer)[1]:.2f}; to start from {final.name} once more, give it another name first"
+    )
+    return newest, newer
+
+
+def _place(state: dict) -> tuple[int, float]:
+    """(images, epochs) seen at a checkpoint; none for bare weights."""
+    progress = state.get("progress")
+    if not isinstance(progress, dict) or not {"images", "images_per_epoch"} <= progress.keys():
+        return 0, 0.0
+    return progress["images"], progress["images"] / progress["images_per_epoch"]
 
 
 def patches_of(args: argparse.Namespace, state: dict | None) -> Place:
@@ -54,15 +89,18 @@ def patches_of(args: argparse.Namespace, state: dict | None) -> Place:
     return args.patches or place(held or "datasets/patches")
 
 
-def take_over_legacy(path: Path, generator: dict) -> dict:
-    """A bare DCGAN generator (and D_final.pt beside it) as the start of a run; its files are kept under other names."""
+def take_over_legacy(path: Path, generator: dict, folder: Path) -> dict:
+    """A bare DCGAN generator (and D_final.pt beside it) as the start of a run in ``folder``.
+
+    Files there are kept under other names, since the run will write its own G_final.pt; other folders are only read.
+    """
     beside = path.with_name("D_final.pt")
     discriminator = checkpoint.load(beside) if beside.exists() else None
     if discriminator and not checkpoint.is_plain_state_dict(discriminator):
         raise UserError(f"{path} holds bare weights and {beside.name} beside it does not; move that away to go on without it")
     model, generator, discriminator = from_legacy(generator, discriminator)
     for file in (path, beside):
-        if file.exists():
+        if file.exists() and file.parent.resolve() == folder.resolve():
             checkpoint.keep_as(file, file.with_name(f"legacy_{file.name}"))
     found = "generator and discriminator" if discriminator else "generator only (no D_final.pt beside it)"
     say(f"warning: {path} holds bare weights: {found}; optimisers, averages and epochs could not be restored and start anew")

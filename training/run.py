@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import signal
 import time
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from models.layers import GROUP
+from models.losses import RELATIVE
 from training import checkpoint
 from training.device import describe, peak_memory_mb
 from training.guard import DivergedError, check_finite, save_patiently
+from training.presets import settings_of
 from training.report import REPORT, Facts, write_run_report
 from training.runlog import RunLog, duration
 from training.signals import SignalRequests, only_when_waiting
@@ -28,7 +32,9 @@ SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 MAX_WORKER_DEATHS = 10
-HELD_OUT_A_LINE = 32  # patches: below one percent of the time between two lines
+# Patches that D judges for a line, held-out and training ones each: fewest, most, and one for so many images of the interval, since
+# to judge two costs a fifth of a step's time for an image: about one percent.
+JUDGED, IMAGES_A_JUDGED = (8, 32), 24
 
 
 class DeadWorkerError(Exception):
@@ -50,17 +56,26 @@ class Habits:
     eval_share: float = 1.0
     auto_batch: bool = False
 
+    @staticmethod
+    def typed(args: argparse.Namespace, folder: Path) -> Habits:
+        """As the flags say; a resumed run keeps as many numbered checkpoints as are in ``folder``."""
+        eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
+        keep = args.keep or max(3, len(checkpoint.all_numbered(folder)))
+        return Habits(args.save_every, args.sample_every, eval_every, keep, eval_share, args.auto_batch)
+
 
 @dataclass(frozen=True)
 class HeldOut:
     """What a run is judged by.
 
     unseen: images (N, 3, S, S) in [-1, 1] and labels (N,) that the networks never train on, to see whether D learns by heart; None
-    where there are none. score: draws images with the function it is handed and returns their metrics, "kid" among them.
+    where there are none. trained_on: draws (count, seed) as many of the training patches, as they are and not augmented, to hold
+    against them. score: draws images with the function it is handed and returns their metrics, "kid" among them.
     """
 
     unseen: tuple[Tensor, Tensor] | None
-    score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float]]
+    trained_on: Callable[[int, int], tuple[Tensor, Tensor]]
+    score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float | str]]
 
 
 class Meter:
@@ -119,6 +134,7 @@ class Run:
         """
         for network in (self.trainer.step.generator, self.trainer.step.discriminator, self.trainer.ema):
             self.trainer.processes.same_as_first(network)
+        self._keep_other_latest()
         self._save_latest()  # a full or unwritable disk shows now and not in the night, and there is a state to go back to
         while True:
             try:
@@ -256,8 +272,8 @@ class Run:
             return
         trainer, means = self.trainer, self.meter.read()
         left = max(0, trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
-        row = {"epoch": trainer.epoch, "res": trainer.resolution} | means
-        row |= self._held_out_accuracy() | {"augment": trainer.strength if trainer.config.adaptive else 0.0}
+        row = {"epoch": trainer.epoch, "res": trainer.resolution, "side": trainer.model.output_size} | means
+        row |= self._judged() | {"augment": trainer.strength if trainer.config.adaptive else 0.0}
         row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
         self.log.line(self._as_text(row))
         self.log.metrics({name: round(value, 6) for name, value in row.items()}, trainer.images)
@@ -265,16 +281,25 @@ class Run:
         if not np.isfinite(means["loss_d"] + means["loss_g"]):
             raise DivergedError(f"a loss is not finite (loss_d {means['loss_d']:g}, loss_g {means['loss_g']:g})")
 
-    def _held_out_accuracy(self) -> dict[str, float]:
-        """Share of some held-out patches, others each time, that D takes for real; {} where there are none."""
-        if self.held_out is None or self.held_out.unseen is None:
+    def _judged(self) -> dict[str, float]:
+        """Share of some held-out patches, others each time, that D takes for real, and of as many training patches.
+
+        Judged alike: acc_real is of augmented patches, of windows as well, and of all labels alike, and so it is lower. {} where
+        there are none, or where D's verdict on an image alone says nothing.
+        """
+        trainer, held_out = self.trainer, self.held_out
+        if held_out is None or held_out.unseen is None or trainer.config.objective in RELATIVE:
             return {}
-        images, labels = self.held_out.unseen
-        places = (self.trainer.images + torch.arange(HELD_OUT_A_LINE)) % len(images)
-        return {"acc_held_out": self.trainer.share_judged_real(images[places], labels[places])}
+        images, labels = held_out.unseen
+        count = min(max(self.meter.images // IMAGES_A_JUDGED // GROUP * GROUP, JUDGED[0]), JUDGED[1])
+        places = (trainer.images + torch.arange(count)) % len(images)
+        return {
+            "acc_held_out": trainer.share_judged_real(images[places], labels[places]),
+            "acc_trained": trainer.share_judged_real(*held_out.trained_on(count, trainer.images)),
+        }
 
     def _as_text(self, row: dict[str, float]) -> str:
-        numbers = " ".join(f"{name} {row[name]:.3f}" for name in (*STATISTICS, "acc_held_out") if name in row)
+        numbers = " ".join(f"{name} {row[name]:.3f}" for name in (*STATISTICS, "acc_held_out", "acc_trained") if name in row)
         # Steps take longer until what is seen at once has its full size; nobody knows yet how much.
         growing = row["res"] < self.trainer.model.seen
         return (
@@ -305,7 +330,7 @@ class Run:
             self._write_latest(state)
             self._keep_latest_as(self.folder / checkpoint.BEST)
         self._scoring += time.monotonic() - start
-        text = " ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        text = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if not isinstance(value, str))
         note = ", the best so far" if best else ""
         self.log.line(
             f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * self._scoring_share():.1f}% of the time)"
@@ -316,7 +341,7 @@ class Run:
     def write_report(self, state: str) -> None:
         """report.html in the log folder; a failure costs the report and never the training."""
         start, trainer = time.monotonic(), self.trainer
-        settings = trainer.model.to_dict() | trainer.config.to_dict()
+        settings = settings_of(trainer)
         settings |= {"classes": ", ".join(trainer.classes) or "none", "patches an epoch": trainer.images_per_epoch}
         settings |= {"device": describe(trainer.device), "torch": torch.__version__}
         facts = Facts(state, trainer.images, trainer.images_total, trainer.config.epochs, settings)
@@ -345,6 +370,16 @@ class Run:
         checkpoint.keep_as(self.folder / checkpoint.LATEST, path)
         checkpoint.prune(self.folder, self.habits.keep)
 
+    def _keep_other_latest(self) -> None:
+        """Whoever goes back to an earlier checkpoint keeps what was reached."""
+        trainer = self.trainer
+        kept = checkpoint.keep_other_latest(self.folder, trainer.images, trainer.step.generator.state_dict())
+        if kept:
+            self.log.line(
+                f"note: {checkpoint.LATEST} was of another state than this, at epoch {trainer.epoch:.2f}: it stays as {kept}, "
+                "which no run writes over or removes"
+            )
+
     def _save_numbered(self) -> None:
         self._save_latest()
         self._keep_latest_as(checkpoint.numbered(self.folder, round(self.trainer.epoch)))
@@ -371,6 +406,9 @@ class Follower(Run):
 
     def write_report(self, state: str) -> None:
         """Left to the first process."""
+
+    def _keep_other_latest(self) -> None:
+        pass
 
     def _write_latest(self, state: dict) -> None:
         pass

@@ -6,7 +6,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from PIL import Image
 from common.errors import UserError
 from common.files import replacing
 from common.pictures import png
-from common.progress import say
+from common.progress import overheard, say, show
+from training import processes
 
-METRICS = "metrics.jsonl"
+LOG, METRICS = "train.log", "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> tuple[list[dict], bool]:
@@ -117,11 +119,56 @@ class SilentLog:
         return lambda *_: None
 
 
+class Notes:
+    """What is said beside the log, for runs whose output nobody sees: kept until the log is open, then written into it.
+
+    written: whether it ever is.
+    """
+
+    def __init__(self, folder: Path, written: bool):
+        self._folder, self._written, self._open = folder, written, False
+        self._kept: list[str] = []
+
+    def hear(self, text: str) -> None:
+        """One line that was said."""
+        self._kept.append(_stamped(text))
+        if self._open:
+            self.open()
+
+    def open(self) -> None:
+        """Write what was kept, with the times when it was said, and go on with what is said from now on."""
+        self._open = self._written
+        if self._written and self._kept:
+            with suppress(OSError):  # the lines say where they could not be written
+                self._folder.mkdir(parents=True, exist_ok=True)
+            for line in self._kept:
+                _append(self._folder / LOG, line)
+        self._kept = []
+
+
+@contextmanager
+def noted(folder: Path, written: bool) -> Iterator[Notes]:
+    """Notes for as long as a run lasts; the error that ends it is the last of them. written: unless another process writes."""
+    notes = Notes(folder, written and processes.writes())
+    with overheard(notes.hear):
+        try:
+            yield notes
+        except Exception as error:
+            notes.hear(f"error: {error}" if isinstance(error, UserError) else f"error: {type(error).__name__}: {error}")
+            raise
+        finally:
+            notes.open()
+
+
 def log_line(folder: Path, text: str) -> None:
     """One timestamped line to FOLDER/train.log and to stdout, from whichever process."""
-    stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
-    say(stamped)
-    _append(folder / "train.log", stamped)
+    stamped = _stamped(text)
+    show(stamped)
+    _append(folder / LOG, stamped)
+
+
+def _stamped(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
 
 
 def _append(path: Path, line: str) -> None:
@@ -129,7 +176,7 @@ def _append(path: Path, line: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        say(f"warning: {path} could not be written ({error}); training goes on")
+        show(f"warning: {path} could not be written ({error}); training goes on")
 
 
 def duration(seconds: float) -> str:

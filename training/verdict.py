@@ -14,9 +14,10 @@ from common.weights import INSTALL
 WAIT_LIMIT = 0.05  # of the time; below it a faster loader is not felt
 WINNING = 0.9  # D right on this share of both kinds: its gradient is saturating
 WINNING_RISE = 1.05  # of loss_g within the window; a strong D alone is no fault, one that G cannot follow is
-BY_HEART = 0.15  # acc_real - acc_held_out, with room for other slides; known only where its standard error is at most half of it
+BY_HEART = 0.15  # acc_trained - acc_held_out, with room for other slides; known only where its standard error is at most half of it
 COLLAPSED = 0.4  # diversity beside real batches; good runs stay above 0.6
 LINES = 10  # log lines, at least, that a mean needs to be steadier than the limits
+SEEDS = 0.004  # standard deviation of KID among runs that differ by their seed alone: three seeds in docs/experiments.md
 SCORES = 3  # evaluations without a new best before "not improving" is said
 HOW_TO_KID = f"train with --eval_every (20 is the default) and the feature weights installed: {INSTALL}"
 
@@ -74,6 +75,13 @@ def warnings(run: History) -> list[str]:
     return [text for test in tests if (text := test(run))]
 
 
+def untested(run: History) -> str:
+    """A sentence where ``warnings`` could not look for all that they look for; "" where they could."""
+    if run.window:
+        return ""
+    return f"Too few log lines ({len(run.lines)} of {LINES}) to judge whether the images collapse or the discriminator wins."
+
+
 def not_finite(run: History) -> str:
     """Numbers in the last log line that are NaN or infinite."""
     names = [name for name, value in run.lines[-1].items() if not finite(value)] if run.lines else []
@@ -113,13 +121,19 @@ def discriminator_wins(run: History) -> str:
 
 
 def overfit_gap(run: History) -> float | None:
-    """acc_real - acc_held_out, the mean of the recent log lines; None where too few of them have both.
+    """acc_trained - acc_held_out, the mean of the recent log lines; None where too few of them have both.
 
     Of many lines, because D swings: a DCGAN's takes all of the held-out patches for real at one moment and none a minute later.
     """
-    both = [line for line in run.window if finite(line.get("acc_real")) and finite(line.get("acc_held_out"))]
-    gaps = [line["acc_real"] - line["acc_held_out"] for line in both]
+    name = judged_like_held_out(run)
+    both = [line for line in run.window if finite(line.get(name)) and finite(line.get("acc_held_out"))]
+    gaps = [line[name] - line["acc_held_out"] for line in both]
     return mean(gaps) if len(gaps) >= LINES and 2 * stdev(gaps) <= BY_HEART * math.sqrt(len(gaps)) else None
+
+
+def judged_like_held_out(run: History) -> str:
+    """What to hold acc_held_out against. acc_real, of augmented patches and windows, is lower: it serves logs of before."""
+    return "acc_trained" if values(run.lines, "acc_trained") else "acc_real"
 
 
 def learns_by_heart(run: History) -> str:
@@ -162,10 +176,22 @@ def waits_for_data(run: History) -> str:
 def kid_fall(run: History) -> tuple[float, float]:
     """How far KID fell over the last evaluations (at most SCORES steps), and the standard error of that difference.
 
-    The evaluations share their latents and real patches, so the error is rather too large than too small.
+    The evaluations share their latents, so the error is rather too large than too small.
     """
     first, last = run.kids[-SCORES - 1 :][0], run.kids[-1]
-    return first["kid"] - last["kid"], math.hypot(first.get("kid_se") or 0.0, last.get("kid_se") or 0.0)
+    return first["kid"] - last["kid"], difference_error(first, last)
+
+
+def scored_alike(one: dict, other: dict) -> bool | None:
+    """Whether two evaluations were against the same real patches; None where logs of before do not say."""
+    digests = one.get("scored_on"), other.get("scored_on")
+    return digests[0] == digests[1] if all(digests) else None
+
+
+def difference_error(one: dict, other: dict) -> float:
+    """Standard error of the difference of two KIDs. What the choice of real patches adds is in both where they are the same."""
+    name = "kid_se_drawn" if scored_alike(one, other) else "kid_se"
+    return math.hypot(one.get(name) or 0.0, other.get(name) or 0.0)
 
 
 def advise(run: History) -> Advice:
@@ -203,9 +229,9 @@ def _when_flat(flat: str, gap: float | None) -> Advice:
 
 
 def side_of(run: History) -> int | None:
-    """Side in pixels of the images that were scored: images of 64 are painted, and logged, at 128. None where nothing says."""
-    painted = run.lines[-1].get("res") if run.lines else None
-    return run.kids[-1].get("side", painted) if run.kids else painted
+    """Side in pixels of the images that come out: those of 64 are painted at 128. None where nothing says."""
+    newest = [*run.lines[-1:], *run.kids[-1:]]
+    return next((row[name] for name in ("side", "res") for row in reversed(newest) if finite(row.get(name))), None)
 
 
 def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
@@ -219,8 +245,11 @@ def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
         reason = f"The runs are of {sizes[0]} and {sizes[1]} pixels: KID of different sizes cannot be compared."
         return Advice(UNKNOWN, [reason, *_each(names, runs)])
     bests = [min(run.kids, key=lambda row: row["kid"]) for run in runs]
-    lead = abs(bests[0]["kid"] - bests[1]["kid"])
-    error = math.hypot(*(row.get("kid_se") or 0.0 for row in bests))
+    if scored_alike(*bests) is False:
+        reason = "The runs were scored against different real patches, so their KIDs cannot be ranked; "
+        reason += "evaluate.py --checkpoint scores both against the same."
+        return Advice(UNKNOWN, [reason, *_each(names, runs)])
+    lead, error = abs(bests[0]["kid"] - bests[1]["kid"]), difference_error(*bests)
     if lead <= 2 * error:
         reason = f"Their best KIDs differ by {lead:.4f}, no more than twice the standard error ({error:.4f}): neither is ahead."
         return Advice(_together([advise(run).action for run in runs]), [reason, *_each(names, runs)])
@@ -230,7 +259,7 @@ def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
 
 def _with_winner(names: tuple[str, str], runs: tuple[History, History], winner: int, lead: str) -> Advice:
     better, other = runs[winner], runs[1 - winner]
-    reasons = [f"{names[winner]} has the better KID {lead}."]
+    reasons = [f"{names[winner]} has the better KID {lead}. Seeds alone make KIDs differ by some {SEEDS:g}."]
     seen, less = better.kids[-1]["images"], other.kids[-1]["images"]
     if less < 0.9 * seen and advise(other).action == TRAIN_ON:
         reasons.append(

@@ -153,8 +153,54 @@ def test_another_run_is_not_written_over(patches, finished):
     assert {path: path.stat().st_mtime_ns for path in (finished / "checkpoints").iterdir()} == before
 
 
+def test_a_run_whose_output_nobody_sees_has_its_notes_and_its_error_in_the_log(patches, tmp_path):
+    folder = shutil.copytree(patches, tmp_path / "patches", ignore=shutil.ignore_patterns(".*"))
+    (folder / "benign" / "x.png").write_bytes(b"no picture")
+    for number in range(20, 40):
+        shutil.copy(folder / "benign" / "0.png", folder / "benign" / f"{number}.png")
+    run(folder, tmp_path, "--epochs", 1, *START, "--sample_every", 9)
+    text = (tmp_path / "logs" / "train.log").read_text()
+    assert text.index("--condition label: ") < text.index("patch left out, it cannot be read") < text.index(" start: ")
+    assert "condition label ['benign', 'gleason4'], 32 patches" in text
+    run(folder, tmp_path, "--epochs", 1, *START, expect=1)
+    assert "error: " in (tmp_path / "logs" / "train.log").read_text().splitlines()[-1]
+    run(patches, tmp_path / "other", "--epochs", 1, *START, "--condition", "none")
+    assert "condition none, 12 patches" in (tmp_path / "other" / "logs" / "train.log").read_text()
+
+
 def test_a_finished_run_says_so(patches, finished):
     assert "nothing left to do" in run(patches, finished, "--epochs", 4, "--resume", finished / "checkpoints" / "G_final.pt")
+
+
+def images_in(path):
+    return checkpoint.load(path)["progress"]["images"]
+
+
+def test_the_command_that_prolonged_a_run_goes_on_where_it_was_stopped(patches, copied):
+    folder = copied / "checkpoints"
+    final, command = folder / "G_final.pt", ("--epochs", 9, *START[4:], "--resume", folder / "G_final.pt")
+    run(patches, copied, "--epochs", 6, *START[4:], "--resume")
+    checkpoint.keep_as(folder / "epoch_0004.pt", final)  # as if --epochs 9 had been stopped at 6
+    assert "latest.pt, at epoch 6.00" in run(patches, copied, *command) and images_in(folder / "latest.pt") == 9 * 12
+    assert "latest.pt at epoch 6.00: " in (copied / "logs" / "train.log").read_text()
+    assert "nothing left to do" in run(patches, copied, *command)
+    assert not list(folder.glob("kept_*"))
+
+
+def test_going_back_keeps_what_was_reached(patches, copied):
+    folder = copied / "checkpoints"
+    back = ("--epochs", 3, "--keep", 1, *START[4:], "--resume", folder / "epoch_0002.pt")
+    shutil.copy(folder / "epoch_0002.pt", folder / "start.pt")
+    reached = (folder / "latest.pt").read_bytes()
+    text = run(patches, copied, *back)
+    assert "at epoch 2.00: it stays as" in text and "kept_epoch_0004.pt" in text
+    assert images_in(folder / "latest.pt") == 36 and (folder / "kept_epoch_0004.pt").read_bytes() == reached
+    run(patches, copied, *back[:-1], folder / "start.pt")
+    run(patches, copied, *back[:-1], folder / "start.pt", "--lr_g", 1e-3)
+    assert (folder / "kept_epoch_0004.pt").read_bytes() == reached
+    assert {path.name for path in folder.glob("kept_*")} == {f"kept_epoch_{n}.pt" for n in ("0004", "0003", "0003_2")}
+    run(patches, copied, "--epochs", 5, "--keep", 1, *START[4:], "--resume", folder / "kept_epoch_0004.pt")
+    assert images_in(folder / "latest.pt") == 60
 
 
 @pytest.fixture
@@ -226,9 +272,11 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
 def test_dry_run_and_preview_write_no_run(patches, tmp_path):
     text = run(patches, tmp_path, "--dry_run", *START)
     assert "one epoch" in text and "images/s" in text and "parameters" in text
-    run(patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "new/preview.png")
+    assert "left column before augmentation" in run(
+        patches, tmp_path, "--image_size", 64, "--rotation", 20, "--preview_augmentation", tmp_path / "new/preview.png"
+    )
     assert Image.open(tmp_path / "new/preview.png").size[0] > 8 * 64
-    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "logs").exists()
 
 
 def test_bare_weights_are_taken_over_and_kept(patches, tmp_path):
@@ -244,6 +292,15 @@ def test_bare_weights_are_taken_over_and_kept(patches, tmp_path):
     assert "could not be restored" in text
     assert (folder / "legacy_G_final.pt").read_bytes() == original
     assert checkpoint.load(folder / "G_final.pt")["progress"]["images"] == 12
+
+
+def test_weights_of_another_folder_are_taken_over_without_writing_there(patches, tmp_path):
+    from tests.unit.test_models import legacy_networks
+
+    (tmp_path / "theirs").mkdir()
+    torch.save(legacy_networks()[0].state_dict(), tmp_path / "theirs" / "netG.pt")
+    run(patches, tmp_path, "--epochs", 1, *START[4:], "--resume", tmp_path / "theirs" / "netG.pt")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["netG.pt"]
 
 
 def test_scores_during_training_change_nothing_and_keep_the_best(patches, finished, tmp_path, monkeypatch):
@@ -282,7 +339,14 @@ def test_held_out_patches_are_judged_in_each_line_without_scores_too(scored, pat
     lines = [json.loads(line) for line in (tmp_path / "logs/metrics.jsonl").read_text().splitlines()]
     assert lines and all(0 <= line["acc_held_out"] <= 1 for line in lines if "loss_d" in line)
     assert any("kid" in line for line in lines) == scored
-    assert " acc_held_out " in (tmp_path / "logs/train.log").read_text()
+    assert all(0 <= line["acc_trained"] <= 1 and line["side"] == 64 for line in lines if "loss_d" in line)
+    text = (tmp_path / "logs/train.log").read_text()
+    assert " acc_held_out " in text and " acc_trained " in text
+    whole = tmp_path / "unwatched"
+    monkeypatch.setattr("train.held_out_patches", lambda *_: None)
+    run(folder, whole, "--epochs", 1, *START)
+    ends = [checkpoint.load(place / "checkpoints" / "G_final.pt")["generator"] for place in (tmp_path, whole)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "looking changes nothing"
 
 
 def test_missing_weights_are_a_note_and_not_the_end(patches, tmp_path, monkeypatch):
@@ -322,3 +386,4 @@ def test_the_improved_model_is_the_default_and_resumes(patches, tmp_path):
     for words in ("improved 64x64, painted at 128x128, preset cpu", "augment", "diversity", " res 128 "):
         assert words in lines, words
     assert "left over" not in lines.strip().splitlines()[-2]  # the last line of numbers
+    assert "<td>64, painted at 128</td>" in (whole / "logs" / "report.html").read_text()

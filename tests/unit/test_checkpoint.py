@@ -65,6 +65,13 @@ def test_other_content_is_refused(tmp_path, content):
         checkpoint.load(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("content", [{"epoch": 3, "model_state_dict": {"w": torch.ones(2)}}, {"netG": {}, "netD": {}}])
+def test_other_programs_checkpoints_are_called_that(tmp_path, content):
+    torch.save(content, tmp_path / "tut.pt")
+    with pytest.raises(UserError, match="was not written by train.py.*plain state_dict of a DCGAN generator"):
+        checkpoint.load(tmp_path / "tut.pt")
+
+
 def test_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="--resume"):
         checkpoint.load(tmp_path / "none.pt")

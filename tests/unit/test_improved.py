@@ -23,6 +23,8 @@ from models.config import (
     View,
     improved_config,
 )
+from models.discriminators import ProjectedDiscriminator
+from models.improved import bend
 from models.layers import (
     SpectralNorm,
     advance_spectral_norms,
@@ -173,6 +175,22 @@ def test_growth_fades_levels_in_and_travels_with_the_weights():
     other, _ = build(config)
     other.load_state_dict(generator.state_dict())
     assert other.growth == 5.5 and torch.equal(other(z, LABELS[:2]), generator(z, LABELS[:2]))
+
+
+@pytest.mark.parametrize("image_size, grow_from, window", [(128, 16, None), (256, 16, None), (256, 32, 256)])
+def test_heads_judge_images_that_are_too_small_for_all_their_halvings(image_size, grow_from, window):
+    config = replace(improved_config(image_size, 3, grow_from=grow_from, window=window), d_channels=(8, 4))
+    discriminator = ProjectedDiscriminator(config, pretrained=False)
+    discriminator.set_view(View(math.log2(grow_from)))
+    logits = discriminator(torch.randn(4, 3, image_size, image_size), LABELS)
+    assert logits.shape == (4, 5) and torch.isfinite(logits).all()
+
+
+def test_places_are_bent_to_in_full_precision():
+    maps, noise = torch.randn(2, 3, 22, 22), torch.randn(2, BEND_CHANNELS, FIELD_SIDE, FIELD_SIDE)
+    bent = bend(maps, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(bend(maps, noise), bent, atol=1e-4)
 
 
 def test_the_projected_discriminator_learns_in_its_heads_only():

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from common.errors import UserError
 from models.config import dcgan_config
 from tests.scripts import run_script
 from training import verdict
-from training.compare import distinct_names
+from training.compare import column, distinct_names, side_text
 from training.config import TrainConfig
 from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
-from training.run import Habits, Run
+from training.run import Habits, HeldOut, Run
 from training.runlog import RunLog
 from training.signals import SignalRequests
 from training.trainer import Trainer
@@ -101,6 +102,12 @@ def test_the_gap_to_held_out_patches_is_that_of_the_recent_lines_and_unknown_whi
     assert verdict.overfit_gap(History(swings * 10, [])) == pytest.approx(0.3)  # 0.04
 
 
+def test_the_gap_is_to_training_patches_that_were_judged_like_the_held_out_ones():
+    run = run_of(0.5, 0.4, acc_real=0.7, acc_trained=0.95, held_out=0.72)
+    assert verdict.overfit_gap(run) == pytest.approx(0.23)
+    assert "23 points" in warnings(run)[0]
+
+
 @pytest.mark.parametrize(
     "run, action, words",
     [
@@ -126,6 +133,33 @@ def test_a_fall_within_its_error_is_flat():
     assert advise(run_of(*kids, error=0.02)).action == verdict.SWITCH
 
 
+def drawn(*kids, scored_on="a", **numbers):
+    """As ``run_of``, with a quarter of the error by the draw of the generated images alone."""
+    rows = [row | {"kid_se_drawn": row["kid_se"] / 4, "scored_on": scored_on} for row in scores(*kids, **numbers)]
+    return History(lines(acc_held_out=0.78), rows)
+
+
+def test_scores_against_the_same_patches_differ_by_the_draw_of_the_images_alone():
+    kids = (0.23, 0.22, 0.21, 0.2)
+    assert advise(run_of(*kids, error=0.02)).action == verdict.SWITCH
+    assert advise(drawn(*kids, error=0.02)).action == verdict.TRAIN_ON
+    others = drawn(*kids, error=0.02)
+    others.scores[-1]["scored_on"] = "b"  # the patches were changed on the way
+    assert advise(others).action == verdict.SWITCH
+
+
+def test_runs_scored_against_different_patches_are_not_ranked():
+    good, bad = drawn(*FALLING), drawn(0.6, 0.6, 0.6, 0.6)
+    first = compare(("A", "B"), (good, bad)).reasons[0]
+    assert (
+        "by 0.4000, more than twice the standard error (0.0035)" in first and "Seeds alone make KIDs differ by some 0.004" in first
+    )
+    other = compare(("A", "B"), (good, drawn(0.6, 0.6, 0.6, 0.6, scored_on="b")))
+    assert other.action == verdict.UNKNOWN and "different real patches" in other.reasons[0]
+    old = compare(("A", "B"), (good, run_of(0.6, 0.6, 0.6, 0.6))).reasons[0]
+    assert "the standard error (0.0141)" in old  # of both sides, since the older log does not say by which patches
+
+
 def test_two_runs_are_ranked_only_where_the_numbers_rank_them():
     names, good, bad = ("A", "B"), run_of(*FALLING), run_of(*FLAT[:3], 0.4, 0.4)
     worse = History(bad.lines, scores(0.6, 0.61, 0.6, 0.6))
@@ -139,6 +173,8 @@ def test_two_runs_are_ranked_only_where_the_numbers_rank_them():
         and "No KID was recorded in B" in unknown.reasons[0]
         and "--eval_every" in unknown.reasons[0]
     )
+    unscored = History(lines(acc_held_out=0.78, res=128, side=64), [])
+    assert verdict.side_of(unscored) == 64 and side_text(unscored) == "64, painted at 128" and side_text(good) == "64"
     painted = History(lines(acc_held_out=0.78, res=128), [row | {"side": 64} for row in scores(*FALLING)])
     assert compare(names, (good, painted)).action == compare(names, (good, good)).action  # scored at 64 pixels as well
     growing = History(lines(acc_held_out=0.78), [row | {"side": 256} for row in scores(*FALLING)])
@@ -186,6 +222,16 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "@import" not in page
 
 
+def test_what_a_few_lines_cannot_tell_is_not_called_right(tmp_path):
+    for count, words in ((2, "Too few log lines (2 of 10) to judge"), (10, "Nothing in the numbers looks wrong.")):
+        folder = write_run(tmp_path / str(count), lines(count))
+        write_run_report(folder, FACTS)
+        page = (folder / "report.html").read_text()
+        assert words in page and ("Nothing in the numbers" in page) == (count == 10)
+    assert column(History(lines(10), []))["warnings"] == "none"
+    assert column(History(lines(9), []))["warnings"].startswith("Too few log lines (9 of 10)")
+
+
 def test_a_run_that_has_just_begun_or_lacks_pictures_has_a_page(tmp_path):
     write_run_report(tmp_path, FACTS)
     assert "No log line yet" in (tmp_path / "report.html").read_text()
@@ -218,6 +264,18 @@ def run(tmp_path):
     """A run of a small DCGAN that has not taken a step."""
     trainer = Trainer(dcgan_config(64, 0), TrainConfig("patches", "none", epochs=2), [], [10], 10, torch.device("cpu"))
     return Run(trainer, Habits(1, 1, 0, 1), tmp_path, RunLog(tmp_path), SignalRequests())
+
+
+def test_a_line_judges_as_many_training_patches_as_held_out_ones_and_few_beside_those_trained_on(run, monkeypatch):
+    asked = []
+    run.held_out = HeldOut((torch.zeros(20, 1), torch.zeros(20)), lambda count, seed: (torch.ones(count, 1), None), None)
+    monkeypatch.setattr(run.trainer, "share_judged_real", lambda images, labels: asked.append(len(images)) or images.mean().item())
+    for seen in (0, 300, 10_000):
+        run.meter.images = seen
+        assert run._judged() == {"acc_held_out": 0.0, "acc_trained": 1.0}
+    assert asked == [8, 8, 12, 12, 32, 32]
+    run.trainer.config = replace(run.trainer.config, objective="relativistic")
+    assert run._judged() == {}
 
 
 def test_a_run_writes_its_page_and_outlives_a_failure(run, tmp_path, capsys):

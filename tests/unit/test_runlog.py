@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from common.progress import say, track
 from training.lock import lock_folder
 from training.run import crossed, duration
-from training.runlog import METRICS, RunLog, read_metrics
+from training.runlog import METRICS, RunLog, log_line, noted, read_metrics
 
 
 def test_metrics_are_valid_json_whatever_the_number(tmp_path):
@@ -47,6 +48,36 @@ def test_a_log_that_cannot_be_written_does_not_raise(tmp_path, capsys):
     (tmp_path / "train.log").mkdir()
     log.line("still here")
     assert "training goes on" in capsys.readouterr().out
+
+
+def test_what_is_said_before_the_log_is_open_and_the_last_error_are_in_it(tmp_path, capsys):
+    folder = tmp_path / "logs"
+    with pytest.raises(UserError), noted(folder, True) as notes:
+        say("note: early")
+        assert not folder.exists()
+        notes.open()
+        log_line(folder, "start")
+        say("warning: late")
+        list(track([1, 2], "scoring"))
+        raise UserError("the disk is full")
+    lines = [line.split(" ", 2)[2] for line in (folder / "train.log").read_text().splitlines()]
+    assert lines == ["note: early", "start", "warning: late", "error: the disk is full"]
+    assert capsys.readouterr().out.count("note: early") == 1
+    say("nobody listens any more")
+    assert len((folder / "train.log").read_text().splitlines()) == 4
+
+
+def test_errors_before_the_log_and_faults_of_ours_are_in_it_too(tmp_path, monkeypatch):
+    for error, line in ((UserError("no patches"), "error: no patches"), (KeyError("x"), "error: KeyError: 'x'")):
+        with pytest.raises(type(error)), noted(tmp_path / "logs", True):
+            raise error
+        assert (tmp_path / "logs" / "train.log").read_text().endswith(line + "\n")
+    with pytest.raises(UserError), noted(tmp_path / "dry", False):
+        raise UserError("no patches")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError), noted(tmp_path / "dry", True):
+        raise UserError("no patches")
+    assert not (tmp_path / "dry").exists()
 
 
 def test_tensorboard_files_that_cannot_be_written_do_not_end_the_training(tmp_path, capsys):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from data.augment import Augmentation
 from data.dataset import PatchDataset
 from data.manifest import Patch, write_manifest
 from models.augment import ADAPT_IMAGES, Rows, augment
@@ -429,6 +430,20 @@ def test_a_run_is_judged_by_the_test_split_where_there_is_one(make_patches, scor
     images, labels = held_out.unseen
     assert len(images) == 3 and (images > 0).all() and sorted(labels.tolist()) == [0, 0, 1]
     assert len(held_out.score.real) == 3 and (held_out.score.real == 200).all()
+
+
+def test_training_patches_are_judged_as_they_are_and_the_same_held_out_ones_for_every_seed(make_patches, monkeypatch):
+    dataset = make_patches(["train"] * 4 + ["test"] * 9)
+    dataset.augmentation = Augmentation(noise=20.0)
+    images, labels = held_out_patches(dataset, True).trained_on(3, 7)
+    assert torch.allclose(images, torch.full((3, 3, 64, 64), 50 / 127.5 - 1)) and len(labels) == 3
+    assert dataset.augmentation.noise == 20.0
+    monkeypatch.setattr("train.COUNT", 4)
+    unseen = [
+        importlib.import_module("train").held_out_patches(dataset, make_run(seed=seed), True).unseen[1].tolist()
+        for seed in range(5)
+    ]
+    assert all(labels == unseen[0] for labels in unseen)
 
 
 def test_without_a_test_split_scores_are_against_training_patches_which_are_never_called_unseen(make_patches):

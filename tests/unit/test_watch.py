@@ -1,0 +1,23 @@
+"""Scores during training: what a difference between two of them is worth, and whether two can be ranked."""
+
+import numpy as np
+import pytest
+
+from metrics.distances import kid
+from metrics.features import Extractor
+from metrics.watch import Watch, error_of_the_draw
+
+
+def test_the_error_of_the_draw_is_one_side_of_that_of_kid():
+    draws = np.random.default_rng(0)
+    real, fake = draws.normal(0, 1, (40, 6)), draws.normal(0.3, 1, (30, 6))
+    sides = error_of_the_draw(real, fake), error_of_the_draw(fake, real)
+    assert np.hypot(*sides) == pytest.approx(kid(real, fake)[1])
+
+
+def test_a_digest_says_by_which_patches_was_scored(monkeypatch):
+    monkeypatch.setattr("metrics.watch.inception", lambda device: Extractor("mean", "", lambda batch: batch.float().mean((2, 3))))
+    draws = np.random.default_rng(0)
+    real, made = draws.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), draws.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    one, again, other = (Watch(patches, 0, "cpu")(lambda count, seed: made) for patches in (real, real.copy(), real[:11]))
+    assert one == again and one["scored_on"] != other["scored_on"] and 0 < one["kid_se_drawn"] < one["kid_se"]
