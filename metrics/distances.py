@@ -5,11 +5,9 @@ Throughout, ``real`` is (M, D) and ``fake`` is (N, D), float arrays of one featu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-
-from metrics.features import Extractor, extract
 
 UNBIASED_FID = 2048  # images: below it FID's bias outweighs what it measures
 _ROWS = 1024  # of a kernel or distance matrix at a time
@@ -52,6 +50,13 @@ def kid(
     real_side = within_real.without() - 2 * _mean_without(across[0], within_real, len(fake))
     fake_side = within_fake.without() - 2 * _mean_without(across[1], within_fake, len(real))
     return float(value), float(np.sqrt(_jackknife_variance(real_side) + _jackknife_variance(fake_side)))
+
+
+def kid_error_by_fake(real: np.ndarray, fake: np.ndarray) -> float:
+    """The part of KID's standard error that the draw of ``fake`` has: what two scores against the same real images differ by."""
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    within, across = _KernelSums(fake, None), _cross_sums(real, fake)[1]
+    return float(np.sqrt(_jackknife_variance(within.without() - 2 * _mean_without(across, within, len(real)))))
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -146,19 +151,3 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _parts(count: int) -> Iterator[slice]:
     return (slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS))
-
-
-def light_metrics(
-    sample: Callable[[int, int], np.ndarray], real_features: np.ndarray, extractor: Extractor, count: int, seed: int
-) -> dict[str, float]:
-    """The part that is cheap enough to run during training: KID with standard error, precision and recall.
-
-    ``sample(count, seed)`` gives uint8 images (count, H, W, 3). ``real_features`` are held-out real patches at the same image size,
-    through the same ``extractor``; precision and recall use as many on both sides.
-    """
-    fake = extract(sample(count, seed), extractor, "scoring samples")
-    value, error = kid(real_features, fake)
-    equal = min(len(real_features), len(fake))
-    # The first ones, not a draw: every epoch is compared with the same real images.
-    scores = coverage_metrics(real_features[:equal], fake[:equal])
-    return {"kid": value, "kid_se": error, "precision": scores["precision"], "recall": scores["recall"]}

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.progress import say
-from metrics.distances import coverage_metrics, kid
+from metrics.distances import coverage_metrics, kid, kid_error_by_fake
 from metrics.features import Extractor, extract, inception
 
 FEWEST = 3  # real patches that a KID with an error can be taken of
@@ -47,15 +47,5 @@ class Watch:
         equal = min(len(self._features), len(fake))
         # The first ones, not a draw: every epoch is compared with the same real images.
         shares = coverage_metrics(self._features[:equal], fake[:equal])
-        scores = {"kid": value, "kid_se": error, "kid_se_drawn": error_of_the_draw(self._features, fake)}
+        scores = {"kid": value, "kid_se": error, "kid_se_drawn": kid_error_by_fake(self._features, fake)}
         return scores | {name: shares[name] for name in ("precision", "recall")} | {"scored_on": self._digest}
-
-
-def error_of_the_draw(real: np.ndarray, fake: np.ndarray) -> float:
-    """Standard error of KID by the draw of ``fake`` (N, D) alone: the delete-one jackknife, ``real`` (M, D) staying as it is."""
-    fake, count = np.asarray(fake, np.float64), len(fake)
-    within, across = ((fake @ other.T / fake.shape[1] + 1) ** 3 for other in (fake, np.asarray(real, np.float64)))
-    np.fill_diagonal(within, 0)
-    without = (within.sum() - 2 * within.sum(1)) / ((count - 1) * (count - 2))
-    without -= 2 * (across.sum() - across.sum(1)) / ((count - 1) * len(real))
-    return float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()))

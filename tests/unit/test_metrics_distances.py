@@ -8,8 +8,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from metrics.distances import coverage_metrics, distances, fid, kid, kth_distances, light_metrics
-from metrics.features import Extractor
+from metrics.distances import coverage_metrics, distances, fid, kid, kth_distances
 
 
 def features(count, shift=0.0, dims=24, seed=0):
@@ -123,21 +122,6 @@ def test_distances_of_equal_vectors_are_zero():
 
 def test_kth_distance_with_fewer_neighbours_than_asked_is_the_farthest():
     assert kth_distances(np.array([[0.0], [1], [3]]), 5) == pytest.approx([3, 2, 3])
-
-
-def test_light_metrics_sample_what_they_are_told():
-    asked = []
-
-    def sample(count, seed):
-        asked.append((count, seed))
-        return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-
-    extractor = Extractor("mean", "", lambda batch: batch.float().mean((2, 3)))
-    real = np.random.default_rng(9).normal(127, 10, (50, 3)).astype(np.float32)
-    scores = light_metrics(sample, real, extractor, 40, 7)
-    assert asked == [(40, 7)]
-    assert set(scores) == {"kid", "kid_se", "precision", "recall"}
-    assert scores == light_metrics(sample, real, extractor, 40, 7)
 
 
 def test_slides_that_leave_too_few_behind_are_not_left_out_in_turn():

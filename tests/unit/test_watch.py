@@ -3,16 +3,30 @@
 import numpy as np
 import pytest
 
-from metrics.distances import kid
+from metrics.distances import kid, kid_error_by_fake
 from metrics.features import Extractor
-from metrics.watch import Watch, error_of_the_draw
+from metrics.watch import Watch
 
 
 def test_the_error_of_the_draw_is_one_side_of_that_of_kid():
     draws = np.random.default_rng(0)
     real, fake = draws.normal(0, 1, (40, 6)), draws.normal(0.3, 1, (30, 6))
-    sides = error_of_the_draw(real, fake), error_of_the_draw(fake, real)
+    sides = kid_error_by_fake(real, fake), kid_error_by_fake(fake, real)
     assert np.hypot(*sides) == pytest.approx(kid(real, fake)[1])
+
+
+def test_scores_tell_precision_from_recall_and_are_of_the_same_images_each_time(monkeypatch):
+    monkeypatch.setattr("metrics.watch.inception", lambda device: Extractor("pixel", "", lambda batch: batch.float().mean((2, 3))))
+    asked = []
+
+    def sample(count, seed):
+        asked.append(seed)
+        return np.random.default_rng(seed).integers(120, 136, (count, 1, 1, 3), dtype=np.uint8)
+
+    watch = Watch(np.random.default_rng(1).integers(0, 256, (120, 1, 1, 3), dtype=np.uint8), 7, "cpu")
+    scores = watch(sample)
+    assert scores["precision"] > 0.9 and scores["recall"] < 0.1
+    assert watch(sample) == scores and asked == [7, 7]
 
 
 def test_a_digest_says_by_which_patches_was_scored(monkeypatch):
