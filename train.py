@@ -8,7 +8,6 @@ torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 
 from contextlib import nullcontext
-from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -140,9 +139,7 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
         say("note: too few held-out patches to score by; scores during training are against the training patches")
     images, labels = held_out.drawn(COUNT, 0)  # the same ones for every --seed, so that runs can be compared
     watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), trainer.config.seed, str(trainer.device))
-    plain = copy(dataset)
-    plain.augmentation = Augmentation(flips=0.0, quarter_turns=0.0)
-    return HeldOut((images, labels) if held_out is not dataset else None, plain.drawn, watch)
+    return HeldOut((images, labels) if held_out is not dataset else None, dataset.drawn, watch)
 
 
 if __name__ == "__main__":

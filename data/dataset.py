@@ -36,6 +36,7 @@ MAX_CACHE_BYTES = 16 * 2**30
 MAX_SIDE = 8192  # a patch file that declares more is damaged or hostile
 MAX_BAD_SHARE = 0.05
 LARGEST_USUAL = 512  # pixels a side of a patch; larger ones are rather regions, or slides
+AS_THEY_ARE = Augmentation(flips=0.0, quarter_turns=0.0)
 STAIN_REFERENCES = 32  # training patches whose mixed stain is the common one
 STAIN_PATCHES = 8  # of a slide, that its own stain is measured on
 
@@ -67,11 +68,16 @@ def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yo
             PatchFile(row.path, row.label, row.data_provider, row.isup_grade, row.split) for row in manifest.read_manifest(folder)
         ]
     else:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        files = [_without_manifest(path.relative_to(folder).as_posix()) for path in paths if not path.name.startswith(".")]
+        files = [_without_manifest(path) for path in _pictures(folder)]
     if not files:
         raise UserError(f"no images in {folder}; {way_out}")
     return files
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Files in a folder and below it that are named like pictures, hidden ones left out, by their relative paths."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")]
 
 
 def _without_manifest(path: str) -> PatchFile:
@@ -93,8 +99,12 @@ def class_of(file: PatchFile, condition: str) -> str:
     what, _, provider = condition.partition("+")
     if what == "none":
         return ""
-    graded = file.label if re.fullmatch("isup[0-5]", file.label) else "unknown"
-    name = file.label if what == "label" else graded if file.isup_grade is None else f"isup{file.isup_grade}"
+    if what == "label":
+        name = file.label
+    elif file.isup_grade is not None:
+        name = f"isup{file.isup_grade}"
+    else:
+        name = file.label if re.fullmatch("isup[0-5]", file.label) else "unknown"
     return f"{name}-{file.data_provider}" if provider and file.data_provider else name
 
 
@@ -175,7 +185,7 @@ class PatchDataset(Dataset):
         classes: Sequence[str] | None = None,
     ):
         self.folder, self.image_size, self.condition = Path(folder), image_size, condition
-        self.augmentation = augmentation or Augmentation(flips=0.0, quarter_turns=0.0)
+        self.augmentation = augmentation or AS_THEY_ARE
         everything = self._everything = list_patches(self.folder)
         self.files = [file for file in everything if split is None or file.split == split]
         if not self.files:
@@ -211,11 +221,9 @@ class PatchDataset(Dataset):
 
     def _say_if_unlisted(self) -> None:
         if (self.folder / manifest.NAME).exists():
-            listed = {file.path for file in self._everything}
-            there = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-            strays = sum(path.relative_to(self.folder).as_posix() not in listed for path in there)
+            strays = set(_pictures(self.folder)).difference(file.path for file in self._everything)
             if strays:
-                say(f"note: {strays} pictures in {self.folder} have no row in {manifest.NAME} and are not trained on")
+                say(f"note: {len(strays)} pictures in {self.folder} have no row in {manifest.NAME} and are not trained on")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -274,10 +282,10 @@ class PatchDataset(Dataset):
         )
 
     def drawn(self, count: int, seed: int) -> tuple[Tensor, Tensor]:
-        """At most ``count`` patches at random: images (N, 3, S, S) in [-1, 1] and the numbers of their classes (N,)."""
-        chosen = np.random.default_rng(seed).permutation(len(self))[:count]
-        images, labels = zip(*(self[int(index)] for index in chosen), strict=True)
-        return torch.stack(images), torch.tensor(labels)
+        """At most ``count`` patches at random, not augmented: images (N, 3, S, S) in [-1, 1], numbers of their classes (N,)."""
+        chosen = [int(index) for index in np.random.default_rng(seed).permutation(len(self))[:count]]
+        images = [AS_THEY_ARE(torch.from_numpy(self.pixels(index)).permute(2, 0, 1), 0) for index in chosen]
+        return torch.stack(images), torch.tensor([self.label(index) for index in chosen])
 
     def groups(self) -> list[Hashable]:
         """What the order balances over, a key for each patch: label (or grade) and provider."""

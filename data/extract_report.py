@@ -7,7 +7,7 @@ from collections import Counter
 from common.progress import say
 from data.panda import LABELS
 from data.patches import ExtractResult, ExtractSettings
-from data.quality_rows import MIXED_MPP
+from data.quality_rows import magnifications
 from data.staging import FAILED_NAME
 
 MAX_SHOWN = 10
@@ -46,11 +46,10 @@ def _why_short(settings: ExtractSettings, result: ExtractResult) -> str:
 
 
 def _warn_of_magnifications(result: ExtractResult) -> None:
-    mpp = [patch.mpp for patch in result.patches if patch.mpp]
-    if mpp and max(mpp) > MIXED_MPP * min(mpp):
+    if mixed := magnifications(result.patches):
         say(
-            f"warning: the patches are of different magnifications, {min(mpp):.2g} to {max(mpp):.2g} micrometres a pixel; "
-            f"--mpp {max(mpp):.2g} in another --output_dir makes them alike"
+            f"warning: the patches are of different magnifications, {mixed[0]} to {mixed[1]} micrometres a pixel; "
+            f"--mpp {mixed[1]} in another --output_dir makes them alike"
         )
 
 

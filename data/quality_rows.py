@@ -15,6 +15,7 @@ from data import manifest, shards
 from data.findings import Facts, Finding, Scan, printable
 from data.manifest import Patch
 from data.panda import KNOWN_BAD, LABELS, PROVIDERS, gleason_patterns, isup_from_gleason
+from data.staging import SETTINGS_NAME
 
 MIXED_MPP = 1.3  # largest over smallest; PANDA's two scanners are at 0.45 to 0.50
 # Patches wanted for one GAN, fewest and most.
@@ -54,8 +55,7 @@ def facts(path: str, row: Patch | None) -> Facts:
     if row is not None:
         return Facts(row.label, row.slide_id, row.data_provider, row.isup_grade, row.split)
     label, split = manifest.by_path(path)
-    match = manifest.SLIDE_X_Y.fullmatch(PurePosixPath(path).stem)
-    return Facts(label, match["slide"] if match else PurePosixPath(path).stem, split=split)
+    return Facts(label, manifest.slide_by_path(path), split=split)
 
 
 def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[str, Scan]) -> Iterator[Finding]:
@@ -78,10 +78,9 @@ def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[
     for check, title, advice, wrong in _ROW_RULES:
         items = [f"{row.path}: {reason}" for row in rows if (reason := wrong(row))]
         yield from finding("warning", check, title, advice, items)
-    mpp = [row.mpp for row in rows if row.mpp]
-    if mpp and max(mpp) > MIXED_MPP * min(mpp):
-        advice = f"a GAN would learn both sizes of nuclei: extract with --mpp {max(mpp):.2g} into another folder"
-        found = [f"{min(mpp):.2g} to {max(mpp):.2g} micrometres a pixel"]
+    if mixed := magnifications(rows):
+        advice = f"a GAN would learn both sizes of nuclei: extract with --mpp {mixed[1]} into another folder"
+        found = [f"{mixed[0]} to {mixed[1]} micrometres a pixel"]
         yield from finding("warning", "mixed_mpp", "patches of different magnifications", advice, found)
     for name in ("data_provider", "isup_grade", "gleason_score"):
         values = defaultdict(set)
@@ -89,6 +88,12 @@ def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[
             values[row.slide_id].add(getattr(row, name))
         items = [f"{slide}: {', '.join(sorted(map(str, found)))}" for slide, found in values.items() if len(found) > 1]
         yield from finding("broken", f"several_{name}", f"slides with more than one {name}", "extract these slides again", items)
+
+
+def magnifications(rows: list[Patch]) -> tuple[str, str] | None:
+    """The finest and the coarsest micrometres a pixel, to print, where they are too different for one set of patches."""
+    mpp = [row.mpp for row in rows if row.mpp]
+    return (f"{min(mpp):.2g}", f"{max(mpp):.2g}") if mpp and max(mpp) > MIXED_MPP * min(mpp) else None
 
 
 def _place(row: Patch) -> str:
@@ -210,7 +215,7 @@ def grade_by_provider(known: dict[str, Facts]) -> np.ndarray:
 def _limit(folder: Path) -> int | None:
     """What extract.json says of --max_patches; None where there is none that can be read."""
     try:
-        return int(json.loads((folder / "extract.json").read_text(encoding="utf-8"))["settings"]["max_patches"])
+        return int(json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))["settings"]["max_patches"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

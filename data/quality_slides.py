@@ -7,15 +7,12 @@ hours on PANDA.
 
 from __future__ import annotations
 
-import logging
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from common.errors import UserError
 from common.progress import track
@@ -31,14 +28,13 @@ from data.panda import (
     read_train_csv,
 )
 from data.quality import OD_TABLE, STAINED_OD
-from data.slides import Slide, SlideError, slide_files
+from data.slides import Slide, SlideError, slide_files, tiles_beyond_end
 from data.workers import WorkerDied, run_jobs
 
 PANDA_LEVELS = 3
 PLAUSIBLE_MPP = (0.2, 2.0)
 SQUARES, SQUARE = 4, 512  # how many squares are read at full resolution, and their side in pixels
 MIN_TISSUE_SHARE = 0.001  # of the overview; PANDA's emptiest usable slides hold about 1 %
-_TIFF_ERRORS = (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,6 @@ class SlideScan:
 
 def scan_slide(paths: tuple[Path, Path | None]) -> SlideScan:
     """Open one slide and its mask (None: none is expected) and read a little of both. Never raises for a bad file."""
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # of a damaged file it says so on the terminal, we in the report
     path, mask = paths
     about: dict = {"slide_id": path.stem, "truncated": _truncated(path)}
     try:
@@ -118,14 +113,8 @@ def _scan_mask(path: Path) -> dict:
 
 def _truncated(path: Path) -> str:
     """A sentence when a TIFF's index points beyond the end of the file; "" otherwise, and for other formats."""
-    try:
-        length = path.stat().st_size
-        with tifffile.TiffFile(path) as tiff:
-            ends = [np.add(page.dataoffsets, page.databytecounts) for page in tiff.pages if len(page.dataoffsets)]
-    except _TIFF_ERRORS:
-        return ""  # not a TIFF that tifffile understands: OpenSlide has the last word
-    beyond = sum(int((end > length).sum()) for end in ends)
-    return f"cut short: {beyond} of {sum(map(len, ends))} tiles lie beyond the end of the file" if beyond else ""
+    beyond, tiles = tiles_beyond_end(path) or (0, 0)
+    return f"cut short: {beyond} of {tiles} tiles lie beyond the end of the file" if beyond else ""
 
 
 def check_slide_folder(folder: Path, workers: int) -> Assessment:

@@ -7,6 +7,7 @@ the pixels that OpenSlide gives at level 0 without its compositing, by far its m
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections import OrderedDict, defaultdict
@@ -201,27 +202,35 @@ def _open(path: Path):
     try:
         return openslide.OpenSlide(str(path))
     except openslide.OpenSlideError as error:
-        kind = (
-            "a TIFF that OpenSlide does not read; save it as a tiled pyramid"
-            if _is_whole_tiff(path)
-            else "truncated or not a slide"
-        )
+        tiles = tiles_beyond_end(path)
+        whole = tiles is not None and not tiles[0]
+        kind = "a TIFF that OpenSlide does not read; save it as a tiled pyramid" if whole else "truncated or not a slide"
         raise SlideError(f"cannot be opened, {kind} ({error})") from error
     except OSError as error:
         raise SlideError(f"cannot be opened ({error.strerror or error})") from error
 
 
-def _is_whole_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF whose first picture lies in it to its last byte, such as one of strips."""
+def tiles_beyond_end(path: Path) -> tuple[int, int] | None:
+    """How many tiles or strips of a TIFF lie beyond the end of the file by its own index, of how many.
+
+    None where tifffile does not understand it: OpenSlide has the last word.
+    """
+    tifffile = _tifffile()
+    try:
+        length = path.stat().st_size
+        with tifffile.TiffFile(path) as tiff:
+            ends = [np.add(page.dataoffsets, page.databytecounts) for page in tiff.pages if len(page.dataoffsets)]
+    except (tifffile.TiffFileError, *_DECODING_ERRORS):
+        return None
+    return sum(int((end > length).sum()) for end in ends), sum(map(len, ends))
+
+
+def _tifffile():
+    """tifffile, imported only where it is needed, and silent: what is wrong with a file is ours to say."""
     import tifffile
 
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
-            ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-            return max(ends, default=0) <= path.stat().st_size
-    except (tifffile.TiffFileError, *_DECODING_ERRORS):
-        return False
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    return tifffile
 
 
 def _mpp(properties) -> float | None:
@@ -252,8 +261,7 @@ class _TiffTiles:
     @classmethod
     def of(cls, path: Path, slide, levels: list[Level]) -> _TiffTiles | None:
         """The reader for a file where it applies to some level, else None."""
-        import tifffile
-
+        tifffile = _tifffile()
         if slide.properties.get("openslide.vendor") not in {"generic-tiff", "aperio"}:
             return None
         try:

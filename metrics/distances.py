@@ -43,20 +43,23 @@ def kid(
     two slides of a side leave others behind, single images are left out. With few slides the error is rather too large (a jackknife
     overestimates on average: Efron and Stein, "The jackknife estimate of variance", 1981).
     """
+    value, *errors = kid_by_side(real, fake, real_groups, fake_groups)
+    return value, float(np.hypot(*errors))
+
+
+def kid_by_side(
+    real: np.ndarray, fake: np.ndarray, real_groups: np.ndarray | None = None, fake_groups: np.ndarray | None = None
+) -> tuple[float, float, float]:
+    """As ``kid``, with the errors by the draw of ``real`` and of ``fake`` apart: two scores against the same real images differ by
+    the second alone.
+    """
     real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
     within_real, within_fake = _KernelSums(real, real_groups), _KernelSums(fake, fake_groups)
     across = _cross_sums(real, fake)
     value = within_real.mean + within_fake.mean - 2 * across[0].mean() / len(fake)
     real_side = within_real.without() - 2 * _mean_without(across[0], within_real, len(fake))
     fake_side = within_fake.without() - 2 * _mean_without(across[1], within_fake, len(real))
-    return float(value), float(np.sqrt(_jackknife_variance(real_side) + _jackknife_variance(fake_side)))
-
-
-def kid_error_by_fake(real: np.ndarray, fake: np.ndarray) -> float:
-    """The part of KID's standard error that the draw of ``fake`` has: what two scores against the same real images differ by."""
-    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
-    within, across = _KernelSums(fake, None), _cross_sums(real, fake)[1]
-    return float(np.sqrt(_jackknife_variance(within.without() - 2 * _mean_without(across, within, len(real)))))
+    return float(value), *(float(np.sqrt(_jackknife_variance(side))) for side in (real_side, fake_side))
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

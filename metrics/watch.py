@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.progress import say
-from metrics.distances import coverage_metrics, kid, kid_error_by_fake
+from metrics.distances import coverage_metrics, kid_by_side
 from metrics.features import Extractor, extract, inception
 
 FEWEST = 3  # real patches that a KID with an error can be taken of
@@ -43,9 +43,9 @@ class Watch:
             self._features = extract(self.real, self._extractor, "measuring real patches", self.cache)
             self._digest = self._extractor.key(self.real)[:16]
         fake = extract(sample(COUNT, self.seed), self._extractor, "scoring samples")
-        value, error = kid(self._features, fake)
+        value, *errors = kid_by_side(self._features, fake)
         equal = min(len(self._features), len(fake))
         # The first ones, not a draw: every epoch is compared with the same real images.
         shares = coverage_metrics(self._features[:equal], fake[:equal])
-        scores = {"kid": value, "kid_se": error, "kid_se_drawn": kid_error_by_fake(self._features, fake)}
+        scores = {"kid": value, "kid_se": float(np.hypot(*errors)), "kid_se_drawn": errors[1]}
         return scores | {name: shares[name] for name in ("precision", "recall")} | {"scored_on": self._digest}
