@@ -137,7 +137,7 @@ def guessing(slides: np.ndarray) -> float:
     Two standard deviations above chance, as if all patches of a slide got one guess: they are alike.
     """
     chance = 1 / len(slides)
-    return chance + 2 * float(np.sqrt(chance * (1 - chance) * (1 / slides).sum())) / len(slides)
+    return min(1.0, chance + 2 * float(np.sqrt(chance * (1 - chance) * (1 / slides).sum())) / len(slides))
 
 
 _GRADES = (
