@@ -15,7 +15,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common.cli import existing_folder, natural, run, terminate_like_interrupt
+from common.cli import Parser, existing_folder, natural, run, terminate_like_interrupt
 from common.errors import UserError
 from common.progress import say
 from common.storage import Place, place
@@ -34,7 +34,7 @@ WAY_OUT = "run make_demo_slides.py or download_panda_data.py, then extract_patch
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     data = parser.add_argument_group("data (default: every slide and patch folder below datasets/)")
     data.add_argument("--slides", type=Path, action="append", default=[], metavar="DIR", help="folder of slides; may be repeated")
     data.add_argument(

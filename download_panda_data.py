@@ -31,7 +31,7 @@ STREAM_FLAGS = ("max_disk", "output_dir", "max_patches", "max_per_slide", "patch
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--num_slides", type=cli.positive_int, help="slides, balanced over grade and provider (default: all)")
     what.add_argument(

@@ -38,7 +38,7 @@ from training.sampling import load_sampler
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     what = parser.add_argument_group("what to evaluate")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument(

@@ -12,8 +12,6 @@ chosen patches under overlays/ next to OUTPUT_DIR. Stopped or killed, the same c
 
 from __future__ import annotations
 
-import argparse
-
 from common import cli
 from common.progress import say
 from common.storage import Place, place
@@ -27,7 +25,7 @@ DEFAULTS = ExtractSettings()
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings, Place | None]:
     """What to extract, and where to put shards of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     folders = parser.add_argument_group("folders (paths, or URLs such as s3://BUCKET/FOLDER: docs/scaling.md)")
     folders.add_argument("--data_dir", type=place, default=DEFAULTS.data_dir, help="slides (default: %(default)s)")
     folders.add_argument("--output_dir", type=place, default=DEFAULTS.output_dir, help="patches go here (default: %(default)s)")

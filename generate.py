@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     what = parser.add_argument_group("what")
     what.add_argument("--checkpoint", type=Path, default=Path("checkpoints/G_final.pt"), metavar="FILE", help="default %(default)s")
     what.add_argument("--num", type=cli.positive_int, help="images to write, shared evenly among the labels without --label")

@@ -24,7 +24,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 def parse() -> argparse.Namespace:
     """Read and check the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
+    parser = cli.Parser(__doc__, Help)
     slides = parser.add_argument_group("slides")
     slides.add_argument("--num_slides", type=cli.positive_int, default=12, help="how many slides; 12 hold every grade and provider")
     slides.add_argument("--slide_size", type=cli.positive_int, default=4096, help="side of a slide in pixels at level 0")

@@ -157,7 +157,7 @@ def spread(scores: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="default %(default)s")
     parser.add_argument("--generated", type=Path, default=Path("generated"), help="what generate.py wrote, default %(default)s")
     parser.add_argument("--network", choices=tuple(NETWORKS), default="small", help="default %(default)s")

@@ -8,7 +8,6 @@ more than 1.05 times the needed bytes were received. The server is tests/kaggle_
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tifffile
 
+from common.cli import Parser
 from data import download
 from data.download import Downloader
 from data.kaggle import connect
@@ -79,7 +79,7 @@ def run(way: str, seed: int, files: dict[str, bytes]) -> tuple[int, int, float, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="runs of each way (default: 20)")
     parser.add_argument("--files", type=int, default=200, help="files of each run (default: 200)")
     args = parser.parse_args()

@@ -8,7 +8,6 @@ what it fetched nor flushes it to the disk; ours does both. The server is tests/
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tifffile
 
+from common.cli import Parser
 from tests.kaggle_server import KaggleServer, Options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def timed(command: list[str], environment: dict[str, str], folder: Path) -> tupl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--files", type=int, default=20, help="slides (default: 20)")
     parser.add_argument("--megabytes", type=float, default=20.0, help="of each slide (default: 20)")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; the best counts (default: 3)")

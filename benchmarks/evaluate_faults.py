@@ -9,7 +9,6 @@ objection to those is a false alarm. Variety and grades use EfficientNet-Lite0 i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -97,7 +96,7 @@ def objections(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="default %(default)s")
     parser.add_argument("--size", type=cli.positive_int, default=64, help="side in pixels, default %(default)s")
     parser.add_argument(

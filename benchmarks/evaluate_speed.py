@@ -8,7 +8,6 @@ a first evaluation, and is used again for the second figure.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -23,10 +22,11 @@ from common import cli
 from data.dataset import decode, list_patches
 from data.holdout import train_and_held_out
 from metrics import evaluation
-from metrics.copies import SIDE, Gallery
+from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
 from metrics.features import backbone, extract, inception
 from metrics.images import image_set, read_images
+from metrics.pixel_search import SIDE
 from models.features import LITE0_WEIGHTS, Lite0
 
 
@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, default=Path("datasets/patches"), help="default %(default)s")
     parser.add_argument("--images", type=cli.positive_int, default=1000, help="generated images, default %(default)s")
     parser.add_argument("--size", type=cli.positive_int, default=64, help="side in pixels, default %(default)s")

@@ -9,7 +9,6 @@ largest worker's in each tenth of the run.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -89,7 +88,7 @@ def watched(slides: Path, home: Path, workers: int, patches: int) -> tuple[list[
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--slides", type=cli.positive_int, default=2000, help="small slides, default %(default)s")
     parser.add_argument("--workers", type=cli.positive_int, default=2)
     parser.add_argument("--plot", type=Path, help="write a picture of memory over time")

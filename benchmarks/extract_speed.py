@@ -16,7 +16,6 @@ ext4 looks long for an inode where files were deleted seconds ago.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -196,7 +195,7 @@ def by_openslide(files: list[Path], count: int, home: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of slides")
     parser.add_argument("--max_patches", type=cli.positive_int, default=500, help="default %(default)s")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")

@@ -9,7 +9,6 @@ steps. Prints the share of the time that training would wait for its data.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -93,7 +92,7 @@ def stepping(model: str, size: int, batch_size: int, device: torch.device) -> Ca
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, help="folder of patches; default 256 random ones")
     parser.add_argument("--image_size", type=int, choices=(64, 128, 256), default=64)
     parser.add_argument("--batch_size", type=cli.positive_int, default=8)

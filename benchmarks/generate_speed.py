@@ -83,7 +83,7 @@ def measure(model: str, size: int, images: int, rounds: int, device: torch.devic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 256])
     parser.add_argument("--models", nargs="+", choices=("improved", "dcgan"), default=["improved", "dcgan"])
     parser.add_argument("--images", type=cli.positive_int, default=320, help="a multiple of 64, default %(default)s")

@@ -12,7 +12,6 @@ each grew.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
@@ -110,7 +109,7 @@ def stages(folder: Path, home: Path) -> dict[str, tuple[float, int]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--counts", type=cli.positive_int, nargs="+", default=[1000, 10_000, 100_000], help="of patches")
     parser.add_argument("--side", type=cli.positive_int, default=32, help="of a patch in pixels, default %(default)s")
     parser.add_argument("--shards", action="store_true", help="patches in tar shards, default: in files")

@@ -8,7 +8,6 @@ generation and download: the files are the same. Prints a table; ends with 1 whe
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -161,7 +160,7 @@ def torment(stage: Stage, home: Path, kills: int, chance: random.Random) -> tupl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--kills", type=cli.positive_int, default=50, help="of each stage (default: 50)")
     parser.add_argument("--epochs", type=cli.positive_int, default=12, help="of the training (default: 12)")
     parser.add_argument("--stages", nargs="+", default=["train", "extract", "generate", "download"], metavar="STAGE")

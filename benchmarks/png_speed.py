@@ -7,7 +7,6 @@ Encodes real patches in memory, one thread, best of the rounds.
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 import time
@@ -48,7 +47,7 @@ WAYS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, required=True, help="folder of patches")
     parser.add_argument("--count", type=cli.positive_int, default=110, help="patches, default %(default)s")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")

@@ -9,7 +9,6 @@ packs, and compares what they made; then train.py from its start to its first st
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -105,7 +104,7 @@ def compare(data: Path, rounds: int, workers: int, home: Path, server: psutil.Pr
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
         "--data_dir", type=Path, default=Path("datasets/panda"), help="slides in PANDA's layout, default %(default)s"
     )

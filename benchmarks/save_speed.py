@@ -10,7 +10,6 @@ every 15 minutes, a picture and a report every 5 epochs.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -89,7 +88,7 @@ def measure(size: int, preset: str, images_per_epoch: int, rounds: int, home: Pa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 256])
     parser.add_argument("--presets", nargs="+", choices=sorted(WIDTHS), default=["cpu", "large"])
     parser.add_argument("--patches_an_epoch", type=cli.positive_int, default=900, help="default %(default)s")

@@ -11,7 +11,6 @@ the images that a run of 200 epochs of 900 patches spends at each.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -141,7 +140,7 @@ def peak(device: torch.device) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 128, 256])
     parser.add_argument("--batch_size", type=cli.positive_int, default=8)
     parser.add_argument("--preset", choices=tuple(WIDTHS), help="size of the improved model's networks; default cpu, gpu on CUDA")

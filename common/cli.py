@@ -8,8 +8,23 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from common.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of a script, whose help begins with its own ``description`` as it stands. A bad one gets one sentence, exit code 2.
+
+    The list of all flags, which argparse puts in front of that sentence, would push it off the screen.
+    """
+
+    def __init__(self, description: str, formatter_class: type = argparse.RawDescriptionHelpFormatter):
+        super().__init__(description=description, formatter_class=formatter_class)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and leave."""
+        self.exit(2, f"{self.prog}: error: {message} (--help explains the flags)\n")
 
 
 def run(main: Callable[[], int | None]) -> None:

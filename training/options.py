@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.cli import fraction, natural, non_negative_float, picture_file, positive_float, positive_int
+from common.cli import Parser, fraction, natural, non_negative_float, picture_file, positive_float, positive_int
 from common.storage import place
 from models.augment import KINDS
 from models.config import DISCRIMINATORS, MODELS, NORMS, WIDTHS
@@ -50,7 +50,7 @@ AUGMENTATIONS = {
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """All flags of train.py in groups."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--patches",

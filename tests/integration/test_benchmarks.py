@@ -1,10 +1,25 @@
-"""Benchmarks that users run on what they made: they must still run, and refuse bad input as the scripts do."""
+"""Benchmarks must still run, and refuse bad input as the scripts do."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.scripts import run_script
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/[a-z]*.py")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_flag_that_no_script_has_gets_one_sentence(script):
+    if script.stem == "fuzz":
+        pytest.importorskip("atheris")
+    name = ".".join(script.relative_to(ROOT).with_suffix("").parts)
+    text = run_script(name, "--no_such_flag", 1, expect=2)
+    assert text.startswith(f"{name}.py: error: ") and text.count("\n") == 1 and "--help" in text
 
 
 @pytest.fixture(scope="module")
