@@ -116,9 +116,10 @@ def main() -> int:
         lite0 = Lite0().to(device, memory_format=torch.channels_last)
         digest = LITE0_WEIGHTS.digest
         second = backbone("efficientnet-lite0", digest, lite0.pooled, device)
-        networks = Networks(networks.standard, second, backbone("efficientnet-lite0-local", digest, lite0.local, device, 64))
+        symmetric = backbone("efficientnet-lite0-symmetric", digest, lite0.symmetric_statistics, device, 64)
+        networks = Networks(networks.standard, second, symmetric)
     else:
-        notes.append(f"No second feature space, and copies were sought by pixels alone: run {INSTALL}")
+        notes.append(f"No second feature space, and no search for copies in other than quarter turns: run {INSTALL}")
     notes += [f"Left out, as asked: {', '.join(args.skip)}."] if args.skip else []
     sets = load_sets(args, real, made, device)
     cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
@@ -131,7 +132,7 @@ def main() -> int:
         "real": args.patches,
         "compared at": "{0} x {0} pixels".format(sets.fake.images.shape[1]),
         "number generated": len(sets.fake),
-        "number of training patches": f"{len(sets.train)} of {len(train)} (pixels of copies: all)",
+        "number of training patches": f"{len(sets.train)} of {len(train)} (for copies: all)",
         "number of held-out patches": len(sets.held_out),
         "resize filter": "area averaging where images are larger; 299 x 299 for Inception by TensorFlow 1's bilinear filter",
         "seed": args.seed,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.ndimage import map_coordinates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,6 +43,17 @@ def off_grid(images: np.ndarray) -> np.ndarray:
     return np.pad(images, ((0, 0), (0, down), (0, across), (0, 0)), mode="reflect")[:, down:, across:]
 
 
+def turned(images: np.ndarray, angle: float, size: float) -> np.ndarray:
+    """Turned by ``angle`` degrees about the middle and ``size`` times as large; mirrors fill the corners."""
+    middle = (images.shape[1] - 1) / 2
+    cosine, sine = np.cos(np.radians(angle)) / size, np.sin(np.radians(angle)) / size
+    down, across = np.mgrid[: images.shape[1], : images.shape[1]] - middle
+    places = np.stack([cosine * down - sine * across, sine * down + cosine * across]) + middle
+    channels = np.moveaxis(images, 3, 1).reshape(-1, *images.shape[1:3]).astype(np.float32)
+    read = np.stack([map_coordinates(channel, places, order=1, mode="mirror") for channel in channels])
+    return soft(np.moveaxis(read.reshape(len(images), 3, *images.shape[1:3]), 1, 3))
+
+
 def planted_copies(fake: np.ndarray, train: np.ndarray, kind: str) -> np.ndarray:
     """A twentieth of the images replaced by copies."""
     count = max(len(fake) // 20, 2)
@@ -55,6 +67,8 @@ def planted_copies(fake: np.ndarray, train: np.ndarray, kind: str) -> np.ndarray
         "blend of two": soft((source.astype(float) + other) / 2),
         "shifted copy": np.roll(source, source.shape[2] // 8, 2),
         "copy shifted both ways, off the grid": off_grid(source),
+        "copy turned by 20 degrees": turned(source, 20, 1.0),
+        "mirrored copy, 1.25 times as large": turned(source[:, :, ::-1], 0, 1.25),
     }[kind]
     return np.concatenate([made, fake[count:]])
 
@@ -106,14 +120,15 @@ def main() -> None:
     args = parser.parse_args()
     network = Lite0().to(memory_format=torch.channels_last)
     second = backbone("efficientnet-lite0", LITE0_WEIGHTS.digest, network.pooled, "cpu")
-    networks = Networks(second, None, backbone("efficientnet-lite0-local", LITE0_WEIGHTS.digest, network.local, "cpu", 64))
+    symmetric = backbone("efficientnet-lite0-symmetric", LITE0_WEIGHTS.digest, network.symmetric_statistics, "cpu", 64)
+    networks = Networks(second, None, symmetric)
     everything, thumbnails, test = read(args.patches, args.size)
     slides = np.unique(everything.groups[test])
     first = np.isin(everything.groups, slides[::2])
     train, fake, control = (everything.take(chosen) for chosen in (~test, test & first, test & ~first))
     table = {"nothing": fake.images}
     kinds = ("copy", "rotated copy", "colour-shifted copy", "half and half", "blend of two", "shifted copy")
-    kinds += ("copy shifted both ways, off the grid",)
+    kinds += ("copy shifted both ways, off the grid", "copy turned by 20 degrees", "mirrored copy, 1.25 times as large")
     table |= {kind: planted_copies(fake.images, train.images, kind) for kind in kinds}
     table |= planted_faults(fake.images)
     label = str(fake.labels[fake.labels != ""][0])

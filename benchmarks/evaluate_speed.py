@@ -55,7 +55,7 @@ def main() -> None:
     networks = Networks(
         inception(),
         backbone("efficientnet-lite0", LITE0_WEIGHTS.digest, network.pooled, "cpu"),
-        backbone("efficientnet-lite0-local", LITE0_WEIGHTS.digest, network.local, "cpu", 64),
+        backbone("efficientnet-lite0-symmetric", LITE0_WEIGHTS.digest, network.symmetric_statistics, "cpu", 64),
     )
     inside = []
 
@@ -66,7 +66,7 @@ def main() -> None:
         return features
 
     evaluation.extract = timed_extract
-    evaluation.feature_suspicion.__globals__["extract"] = timed_extract
+    evaluation.turned_suspicion.__globals__["extract"] = timed_extract
     print(
         f"{len(fake)} generated, {len(train)} training, {len(held_out)} held-out, {args.size} px, {torch.get_num_threads()} threads"
     )

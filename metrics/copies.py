@@ -1,11 +1,9 @@
 """Is a generated image a copy of a training patch?
 
-Two searches, for two ways of copying. Pixels: correlation of small high-passed grey pictures, of whole images at every shift and of
-halves, over the eight symmetries of the square (metrics.pixel_search); it sees through colour, contrast, noise, mirrors, quarter
-turns, shifts and slight warps, finds images that are put together or blended from two patches, and takes in every training patch.
-Features: the distance in a network's local features among the patches that were measured, which finds some of the copies turned by
-7 degrees or enlarged by a tenth that pixels miss, and overlooks shifts. Neither sees through turns by 15 degrees or enlargement by
-a quarter (docs/evaluation.md). What counts as near is learnt from held-out real patches, which are no copies.
+Small high-passed grey pictures are correlated with those of every training patch, which sees through colour, contrast, noise and
+slight warps: whole images at every shift and half by half, over the eight symmetries of the square (metrics.pixel_search), which
+finds images that are put together or blended from two patches too, and in other turns and sizes (metrics.turned_search). What
+counts as near is learnt from held-out real patches, which are no copies. What is found and what is not: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -18,20 +16,18 @@ import numpy as np
 
 from common.html import data_uri
 from common.pictures import grid
-from metrics.distances import distances
 from metrics.features import Extractor, extract
-from metrics.pixel_search import Best, Matches, half_matches, sketches, symmetries, undo, whole_matches
+from metrics.pixel_search import Matches, half_matches, sketches, undo, whole_matches
 from metrics.section import Finding, Section, Table
+from metrics.turned_search import turned_matches
 
 # What each search reaches on real tissue of other slides and on planted copies: docs/evaluation.md.
-WHOLE_LIMIT, HALF_LIMIT = 0.38, 0.85
+WHOLE_LIMIT, HALF_LIMIT, TURNED_LIMIT = 0.38, 0.85, 0.38
 WHOLE_CERTAIN, HALF_CERTAIN = 0.80, 0.90  # correlations that are never chance: one such image is a finding
 MARGIN = 0.05  # above what nearly all held-out patches reach
-FEATURE_RATIO = 0.75  # of the distance that nearly all held-out patches keep
 SHARE_LIMIT = 0.005  # of the images
 _SHOWN = 12
 _CELL = 128  # pixels: smaller pictures are enlarged to about this side
-_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -43,19 +39,6 @@ class Gallery:
     thumbnails: np.ndarray
     names: np.ndarray
     picture: Callable[[int], np.ndarray]
-
-
-def feature_matches(
-    images: np.ndarray, training: np.ndarray, extractor: Extractor, what: str, cache: Path | None = None
-) -> Matches:
-    """Nearest of the training features (M, D) over the symmetries of the images; score is the distance, small is near."""
-    best = Best(len(images))
-    features = extract(np.concatenate(symmetries(images)), extractor, what, cache).reshape(8, len(images), -1)
-    for symmetry in range(8):
-        for start in range(0, len(images), _CHUNK):
-            at = slice(start, start + _CHUNK)
-            best.update(at, -distances(features[symmetry, at], training), symmetry)
-    return Matches(-best.score, best.index, best.symmetry)
 
 
 @dataclass(frozen=True)
@@ -89,28 +72,23 @@ def _pixel_suspicion(kind: str, base: float, certain: float, found: Matches, con
     return Suspicion(kind, limit, found.score / limit, control.score / limit, found, max(certain / limit, 1.0))
 
 
-def feature_suspicion(
-    images: np.ndarray, held_out: np.ndarray, training: np.ndarray, extractor: Extractor, cache: Path | None = None
+def turned_suspicion(
+    images: np.ndarray, held_out: np.ndarray, thumbnails: np.ndarray, extractor: Extractor, cache: Path | None = None
 ) -> Suspicion:
-    """Likeness in local features; ``training`` are features (M, D) of the same ``extractor``."""
-    found = feature_matches(images, training, extractor, "copies: generated images, eight symmetries")
-    control = feature_matches(held_out, training, extractor, "copies: held-out patches, eight symmetries", cache)
-    limit = FEATURE_RATIO * float(np.quantile(control.score, 0.01))
-    least = limit / 100  # an exact copy lies at distance 0
-    return Suspicion("features", limit, limit / (found.score + least), limit / (control.score + least), found)
+    """Likeness in any turn and size. extractor: of features that no turn changes. cache: folder for those of the patches."""
+    training = extract(thumbnails, extractor, "copies: features of training patches", cache)
+    what = "copies: {} in every turn"
+    found = turned_matches(images, training, thumbnails, extractor, what.format("generated images"))
+    control = turned_matches(held_out, training, thumbnails, extractor, what.format("held-out patches"))
+    return _pixel_suspicion("turned or resized", TURNED_LIMIT, WHOLE_CERTAIN, found, control)
 
 
-def copies_section(
-    images: np.ndarray, names: np.ndarray, suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery
-) -> Section:
-    """Share of copies and pictures of the most suspicious pairs.
-
-    images (N, S, S, 3) uint8 and names (N,): the generated ones. sampled: the training patches whose features were compared.
-    """
+def copies_section(images: np.ndarray, names: np.ndarray, suspicions: list[Suspicion], gallery: Gallery) -> Section:
+    """Share of copies and pictures of the most suspicious pairs. images (N, S, S, 3) uint8 and names (N,): the generated ones."""
     excess = np.stack([suspicion.excess for suspicion in suspicions])
     control = np.stack([suspicion.held_out_excess for suspicion in suspicions])
     share, real_share = float((excess > 1).any(0).mean()), float((control > 1).any(0).mean())
-    section = Section("copies", "Copies of training patches", _explanation(suspicions, gallery, sampled))
+    section = Section("copies", "Copies of training patches", _explanation(suspicions, gallery))
     section.numbers = {"share": share, "held_out_share": real_share, "n_generated": len(images), "n_training": len(gallery.names)}
     section.numbers["kinds"] = {
         suspicion.kind: {"limit": suspicion.limit, "share": float((suspicion.excess > 1).mean())} for suspicion in suspicions
@@ -118,11 +96,11 @@ def copies_section(
     rows = [[s.kind, f"{s.limit:.2f}", f"{(s.excess > 1).mean():.1%}", f"{(s.held_out_excess > 1).mean():.1%}"] for s in suspicions]
     rows.append(["any", "", f"{share:.1%}", f"{real_share:.1%}"])
     section.tables.append(Table("Share of images beyond the limit", ["likeness", "limit", "generated", "held-out real"], rows))
-    cells, pairs = _pairs(images, names, suspicions, gallery, sampled)
+    cells, pairs = _pairs(images, names, suspicions, gallery)
     section.numbers["most_suspicious"] = pairs
     _judge(section, names, suspicions, share, SHARE_LIMIT + real_share)
     section.tables.append(Table("Most suspicious pairs", ["image", "training patch", "likeness", "of the limit"], pairs))
-    caption = "The same pairs from left to right: generated image, and the training patch in its matching turn"
+    caption = "The same pairs from left to right: generated image, and the training patch in the nearest of its eight symmetries"
     section.figures.append((caption, data_uri(grid(cells, 6), "JPEG")))
     return section
 
@@ -138,13 +116,13 @@ def _judge(section: Section, names: np.ndarray, suspicions: list[Suspicion], sha
         section.findings.append(Finding("copies", text, count, 0))
 
 
-def _explanation(suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery) -> str:
+def _explanation(suspicions: list[Suspicion], gallery: Gallery) -> str:
     text = (
-        "Each image is compared under the eight symmetries of the square: its pixels, as a whole moved by any distance and half by "
-        f"half, with all {len(gallery.names)} training patches"
+        f"The pixels of each image are compared with all {len(gallery.names)} training patches under the eight symmetries of the "
+        "square: as a whole moved by any distance, and half by half"
     )
-    if any(suspicion.kind == "features" for suspicion in suspicions):
-        text += f"; its local features with the {len(sampled.names)} that --max_images chose"
+    if len(suspicions) > 2:
+        text += "; with the likeliest patches also turned by any angle, enlarged and reduced"
     return text + (
         ". The limits are what held-out patches keep to; an image beyond them repeats a patient's tissue. Few are objected to "
         f"where they are more than {SHARE_LIMIT:.1%}, one alone where its pixels leave no doubt: correlation of whole images above "
@@ -158,15 +136,14 @@ def _first(names: np.ndarray, chosen: np.ndarray, most: int = 3) -> str:
 
 
 def _pairs(
-    images: np.ndarray, names: np.ndarray, suspicions: list[Suspicion], gallery: Gallery, sampled: Gallery
+    images: np.ndarray, names: np.ndarray, suspicions: list[Suspicion], gallery: Gallery
 ) -> tuple[np.ndarray, list[list[str]]]:
     excess = np.stack([suspicion.excess for suspicion in suspicions])
     cells, rows = [], []
     for image in np.argsort(-excess.max(0), kind="stable")[:_SHOWN]:
         suspicion = suspicions[int(excess[:, image].argmax())]
-        source = sampled if suspicion.kind == "features" else gallery
         index = int(suspicion.matches.index[image])
-        cells += [images[image], undo(source.picture(index), int(suspicion.matches.symmetry[image]))]
-        rows.append([str(names[image]), str(source.names[index]), suspicion.kind, f"{suspicion.excess[image]:.2f}"])
+        cells += [images[image], undo(gallery.picture(index), int(suspicion.matches.symmetry[image]))]
+        rows.append([str(names[image]), str(gallery.names[index]), suspicion.kind, f"{suspicion.excess[image]:.2f}"])
     enlarged = max(_CELL // images.shape[1], 1)
     return np.stack(cells).repeat(enlarged, 1).repeat(enlarged, 2), rows

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from metrics.artefacts import artefacts_section
-from metrics.copies import Gallery, copies_section, feature_suspicion, pixel_suspicions
+from metrics.copies import Gallery, copies_section, pixel_suspicions, turned_suspicion
 from metrics.diversity import diversity_section
 from metrics.features import Extractor, extract
 from metrics.images import ImageSet
@@ -25,13 +24,13 @@ PARTS = ("distances", "diversity", "copies", "artefacts", "grades", "utility")
 
 @dataclass(frozen=True)
 class Networks:
-    """standard: Inception. second: another feature space, against fooling the first. local: features of local structure, for
-    copies.
+    """standard: Inception. second: another feature space, against fooling the first. symmetric: features that are the same in
+    every quarter turn, to look for copies.
     """
 
     standard: Extractor
     second: Extractor | None = None
-    local: Extractor | None = None
+    symmetric: Extractor | None = None
 
     def shared(self, run: Callable[[Callable, Tensor], Tensor], world: int) -> Networks:
         """Each network over ``world`` processes: ``run(function, rows)`` gives all rows, each process having done its share."""
@@ -39,7 +38,7 @@ class Networks:
         def over_all(network: Extractor) -> Extractor:
             return replace(network, run=partial(run, network.run), batch=network.batch * world)
 
-        return Networks(*(network and over_all(network) for network in (self.standard, self.second, self.local)))
+        return Networks(*(network and over_all(network) for network in (self.standard, self.second, self.symmetric)))
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,8 @@ def _features(sets: Sets, extractor: Extractor, cache: Path | None) -> FeatureSe
 
 
 def _copies(sets: Sets, networks: Networks, cache: Path | None) -> Section:
-    fake, held_out, local = sets.fake.images, sets.held_out.images, networks.local
-    suspicions = pixel_suspicions(fake, held_out, sets.gallery.thumbnails, networks.standard.device)
-    if local:
-        training = extract(sets.train.images, local, "copies: training patches", cache)
-        suspicions.append(feature_suspicion(fake, held_out, training, local, cache))
-    sampled = Gallery(np.empty(0), sets.train.names, lambda index: sets.train.images[index])
-    return copies_section(fake, sets.fake.names, suspicions, sets.gallery, sampled)
+    fake, held_out, thumbnails = sets.fake.images, sets.held_out.images, sets.gallery.thumbnails
+    suspicions = pixel_suspicions(fake, held_out, thumbnails, networks.standard.device)
+    if networks.symmetric:
+        suspicions.append(turned_suspicion(fake, held_out, thumbnails, networks.symmetric, cache))
+    return copies_section(fake, sets.fake.names, suspicions, sets.gallery)

@@ -72,9 +72,13 @@ def sketches(images: np.ndarray) -> np.ndarray:
     parts = []
     for start in range(0, len(images), _CHUNK):
         grey = torch.from_numpy(images[start : start + _CHUNK].mean(3, dtype=np.float32))[:, None]
-        small = torch.nn.functional.adaptive_avg_pool2d(grey, SIDE)[:, 0].numpy()
-        parts.append(small - gaussian_filter(small, (0, HIGH_PASS, HIGH_PASS)))
+        parts.append(high_passed(torch.nn.functional.adaptive_avg_pool2d(grey, SIDE)[:, 0].numpy()))
     return np.concatenate(parts)
+
+
+def high_passed(small: np.ndarray) -> np.ndarray:
+    """Grey pictures (N, 32, 32) float32 without their low frequencies."""
+    return small - gaussian_filter(small, (0, HIGH_PASS, HIGH_PASS))
 
 
 def whole_matches(images: np.ndarray, gallery: np.ndarray, what: str, device: str = "cpu") -> Matches:
@@ -84,12 +88,12 @@ def whole_matches(images: np.ndarray, gallery: np.ndarray, what: str, device: st
     one side what it loses at the other, so only the part that both share counts: of a patch moved by an eighth each way, three
     quarters. Takes about 24 us an image and patch on one CPU thread; ``what`` to call it meanwhile.
     """
-    turned = np.concatenate([_unit(picture, NOISE) for picture in symmetries(images)]).reshape(-1, SIDE, SIDE)
+    turned = np.concatenate([unit(picture, NOISE) for picture in symmetries(images)]).reshape(-1, SIDE, SIDE)
     spectra = torch.fft.rfft2(torch.from_numpy(turned).to(device)).conj().resolve_conj()
     score, index = torch.full((len(turned),), -1.0, device=device), torch.zeros(len(turned), dtype=torch.long, device=device)
     rows = 1 if torch.device(device).type == "cpu" else _TURNS_ON_GPU
     for start in track(range(0, len(gallery), _PATCHES), what, unit=f"times {_PATCHES} patches"):
-        patches = torch.from_numpy(_unit(gallery[start : start + _PATCHES], NOISE)).reshape(-1, SIDE, SIDE)
+        patches = torch.from_numpy(unit(gallery[start : start + _PATCHES], NOISE)).reshape(-1, SIDE, SIDE)
         likeness, nearest = _over_all_shifts(spectra, torch.fft.rfft2(patches.to(device)), rows)
         index = torch.where(likeness > score, nearest + start, index)
         score = torch.maximum(likeness, score)
@@ -111,17 +115,17 @@ def _over_all_shifts(spectra: Tensor, patches: Tensor, rows: int) -> tuple[Tenso
 def half_matches(images: np.ndarray, gallery: np.ndarray) -> Matches:
     """Best matches of any half of sketches (N, 32, 32) with the same half of the gallery's (M, 32, 32), unshifted."""
     textured = max(BLANK_HALF * float(np.median(gallery.std((1, 2)))), NOISE)
-    half_galleries = [_unit(gallery[window], textured) for window in _HALVES]
+    half_galleries = [unit(gallery[window], textured) for window in _HALVES]
     best = Best(len(images))
     for start in range(0, len(images), _CHUNK):
         at = slice(start, start + _CHUNK)
         for symmetry, turned in enumerate(symmetries(images[at])):
             for window, half_gallery in zip(_HALVES, half_galleries, strict=True):
-                best.update(at, _unit(turned[window], textured) @ half_gallery.T, symmetry)
+                best.update(at, unit(turned[window], textured) @ half_gallery.T, symmetry)
     return best.matches()
 
 
-def _unit(pictures: np.ndarray, least: float) -> np.ndarray:
+def unit(pictures: np.ndarray, least: float) -> np.ndarray:
     """Flat vectors without mean, of length 1; below ``least`` in median absolute deviation they become 0."""
     flat = pictures.reshape(len(pictures), -1)
     blank = np.median(np.abs(flat - np.median(flat, axis=1, keepdims=True)), axis=1, keepdims=True) < least

@@ -69,13 +69,10 @@ class Lite0(nn.Module):
         """Features of whole images, (N, 1280): the last convolution, averaged over positions."""
         return self.network(images)
 
-    def local(self, images: Tensor) -> Tensor:
-        """Features of local structure, (N, 152): the maps of strides 8 and 16, averaged over positions.
-
-        The mean forgets where something lies, but a shift brings other tissue into view and cuts the maps at other places: as a
-        detector of copies they found 0 to 0.02 of shifted patches, and 0.28 of patches in other colours.
-        """
-        return torch.cat([maps.mean(dim=(2, 3)) for maps in self(images)[1:3]], dim=1)
+    def symmetric_statistics(self, images: Tensor) -> Tensor:
+        """``fine_statistics``, (N, 384), averaged over the eight symmetries of the square: the same in whichever an image comes."""
+        turned = [torch.rot90(images, quarter, (2, 3)) for quarter in range(4)]
+        return torch.stack([self.fine_statistics(view) for turn in turned for view in (turn, turn.flip(3))]).mean(dim=0)
 
 
 def load_lite0(network: nn.Module) -> None:

@@ -8,7 +8,6 @@ from PIL import Image
 
 from tests.scripts import run_script
 
-
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/[a-z]*.py")])
 

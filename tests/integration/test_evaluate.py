@@ -72,7 +72,7 @@ def test_the_whole_evaluation(folders, quick_networks, monkeypatch, tmp_path, ca
     record = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert "copies" in {finding["test"] for finding in record["findings"]}
     assert record["settings"]["compared at"] == "32 x 32 pixels"
-    assert "pixels alone" in record["notes"][-1]
+    assert "other than quarter turns" in record["notes"][-1]
     assert record["settings"]["number of training patches"] == "144 of 144 (pixels of copies: all)"
     parts = {"distances", "diversity", "copies", "stationarity", "artefacts", "grades", "utility"}
     assert parts <= set(record)
@@ -224,4 +224,4 @@ def test_with_the_real_networks(folders, monkeypatch, tmp_path):
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert set(record["distances"]) == {"inception-v3-2048", "efficientnet-lite0-128"}
     assert record["distances"]["inception-v3-2048"]["all"]["generated against training"]["fid_biased"]
-    assert set(record["copies"]["kinds"]) == {"whole image", "half image", "features"}
+    assert set(record["copies"]["kinds"]) == {"whole image", "half image", "turned or resized"}

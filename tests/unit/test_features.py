@@ -210,8 +210,17 @@ def test_lite0_has_its_weights_in_the_right_places():
 @lite0_is_here
 def test_lite0_gives_one_vector_an_image():
     network = Lite0()
-    vectors = extract(noise(3, 64), backbone("lite0", "w", network.local, "cpu", 64))
-    assert vectors.shape == (3, 152) and network.pooled(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
+    vectors = extract(noise(3, 64), backbone("lite0", "w", network.symmetric_statistics, "cpu", 64))
+    assert vectors.shape == (3, 384) and network.pooled(torch.zeros(1, 3, 64, 64)).shape == (1, 1280)
+
+
+@lite0_is_here
+def test_symmetric_features_are_the_same_in_any_quarter_turn_and_mirrored():
+    network, images = Lite0(), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = network.symmetric_statistics(images)
+    for view in (torch.rot90(images, 1, (2, 3)), images.flip(2)):
+        torch.testing.assert_close(network.symmetric_statistics(view), features, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(network.fine_statistics(view), network.fine_statistics(images), rtol=1e-3, atol=1e-3)
 
 
 def test_damaged_features_in_the_cache_are_computed_again(tmp_path):

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import affine_grid, grid_sample
 
-from metrics.copies import Gallery, copies_section, feature_suspicion, pixel_suspicions
+from metrics import turned_search
+from metrics.copies import Gallery, copies_section, pixel_suspicions, turned_suspicion
 from metrics.features import Extractor
 from metrics.pixel_search import half_matches, sketches, symmetries, undo, whole_matches
 from tests.drawn_tissue import drawn_tissue
@@ -11,6 +14,14 @@ from tests.drawn_tissue import drawn_tissue
 TRAIN, HELD_OUT, FRESH = drawn_tissue(150, 64, 0, 2.5), drawn_tissue(60, 64, 1, 2.5), drawn_tissue(95, 64, 2, 2.5)
 THUMBNAILS = TRAIN.reshape(150, 32, 2, 32, 2, 3).mean((2, 4)).astype(np.uint8)
 GALLERY = Gallery(THUMBNAILS, np.array([f"patch {index}" for index in range(150)]), lambda index: TRAIN[index])
+
+
+def sorted_greys(batch):
+    """Features that no turn changes."""
+    return batch.float().mean(1).flatten(1).sort(1).values[:, ::64]
+
+
+GREYS = Extractor("sorted", "", sorted_greys)
 
 
 def recolour(images):
@@ -48,7 +59,7 @@ KINDS = {
 
 def section(images):
     names = np.array([f"image {index}" for index in range(len(images))])
-    return copies_section(images, names, pixel_suspicions(images, HELD_OUT, THUMBNAILS), GALLERY, GALLERY)
+    return copies_section(images, names, pixel_suspicions(images, HELD_OUT, THUMBNAILS), GALLERY)
 
 
 def test_other_tissue_is_not_accused():
@@ -98,13 +109,13 @@ def test_the_search_by_shifts_is_the_largest_correlation_of_any_shift():
     assert (direct[found.symmetry, np.arange(3), found.index] == direct.max((0, 2))).all()
 
 
-def test_the_text_says_what_was_compared_with_which_patches():
-    fresh = FRESH[:30]
-    suspicion = feature_suspicion(fresh, HELD_OUT, run_all(TRAIN[:40], sorted_greys), Extractor("sorted", "", sorted_greys))
-    pixels, sampled = pixel_suspicions(fresh, HELD_OUT, THUMBNAILS), Gallery(np.empty(0), GALLERY.names[:40], GALLERY.picture)
-    text = copies_section(fresh, np.arange(30), [*pixels, suspicion], GALLERY, sampled).explanation
-    assert "all 150 training patches" in text and "local features with the 40 that --max_images chose" in text
-    assert "features" not in copies_section(fresh, np.arange(30), pixels, GALLERY, sampled).explanation
+def test_the_text_says_what_was_compared():
+    fresh, names = FRESH[:3], np.arange(3)
+    pixels = pixel_suspicions(fresh, HELD_OUT[:2], THUMBNAILS)
+    turned = turned_suspicion(fresh, HELD_OUT[:2], THUMBNAILS[:2], GREYS)
+    text = copies_section(fresh, names, [*pixels, turned], GALLERY).explanation
+    assert "all 150 training patches" in text and "turned by any angle" in text
+    assert "any angle" not in copies_section(fresh, names, pixels, GALLERY).explanation
 
 
 def test_the_match_names_the_patch_and_its_turn():
@@ -132,20 +143,25 @@ def test_leaked_held_out_patches_do_not_blind_the_search():
     assert all((suspicion.excess > 1).all() for suspicion in suspicions)
 
 
-def sorted_greys(batch):
-    """Features in which nothing depends on the place."""
-    return batch.float().mean(1).flatten(1).sort(1).values[:, ::64]
+def turned(images, angle, size):
+    turn = torch.tensor([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]]) / size
+    places = affine_grid(turn.expand(len(images), 2, 3), [len(images), 3, 64, 64], align_corners=False)
+    whole = torch.from_numpy(images).permute(0, 3, 1, 2).to(places.dtype)
+    return grid_sample(whole, places, padding_mode="reflection", align_corners=False).byte().permute(0, 2, 3, 1).numpy()
 
 
-def test_a_shifted_copy_is_near_in_features():
-    extractor = Extractor("sorted", "", sorted_greys)
-    training = run_all(TRAIN, sorted_greys)
-    suspicion = feature_suspicion(np.roll(TRAIN[:5], 9, 2), HELD_OUT, training, extractor)
-    assert (suspicion.excess > 1).all() and (suspicion.matches.index == np.arange(5)).all()
+@pytest.mark.parametrize(("angle", "size"), [(20, 1.0), (45, 1.0), (0, 1.25), (0, 0.85), (-33, 1.15)])
+def test_copies_in_other_turns_and_sizes_are_found_with_their_source(angle, size):
+    planted = turned(np.rot90(recolour(TRAIN[20:23]), 1, (1, 2))[:, :, ::-1].copy(), np.radians(angle), size)
+    suspicion = turned_suspicion(planted, HELD_OUT[:6], THUMBNAILS[16:28], GREYS)
+    assert (suspicion.excess > 1).all() and suspicion.matches.index.tolist() == [4, 5, 6]
     assert (suspicion.held_out_excess < 1).all()
 
 
-def run_all(images, run):
-    import torch
-
-    return run(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+def test_only_patches_of_like_features_are_turned(monkeypatch):
+    monkeypatch.setattr(turned_search, "LIKELIEST", 2)
+    likeness = {0: 5.0, 1: 3.0, 2: 9.0, 3: 5.5}  # of the patches to the image, whose own copy is 2
+    training = np.array(list(likeness.values()))[:, None]
+    five = Extractor("five", "", lambda batch: torch.full((len(batch), 1), 5.0))
+    found = turned_search.turned_matches(TRAIN[2:3], training, THUMBNAILS[:4], five, "search")
+    assert found.index[0] in (0, 3) and found.score[0] < 0.9
