@@ -73,7 +73,7 @@ def test_the_whole_evaluation(folders, quick_networks, monkeypatch, tmp_path, ca
     assert "copies" in {finding["test"] for finding in record["findings"]}
     assert record["settings"]["compared at"] == "32 x 32 pixels"
     assert "other than quarter turns" in record["notes"][-1]
-    assert record["settings"]["number of training patches"] == "144 of 144 (pixels of copies: all)"
+    assert record["settings"]["number of training patches"] == "144 of 144 (for copies: all)"
     parts = {"distances", "diversity", "copies", "stationarity", "artefacts", "grades", "utility"}
     assert parts <= set(record)
     page = (tmp_path / "a" / "report.html").read_text()
