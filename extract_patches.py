@@ -65,8 +65,6 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
         "--scheduler", metavar="tcp://HOST:8786", help="cut on the workers of this Dask cluster instead (docs/scaling.md)"
     )
     options = parser.parse_args(arguments)
-    if not 16 <= options.patch_size <= 4096:
-        parser.error("--patch_size must lie between 16 and 4096 pixels")
     shards = vars(options).pop("shards")
     return ExtractSettings(**vars(options)), shards
 

@@ -18,7 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import atheris
+try:
+    import atheris
+except ModuleNotFoundError:
+    sys.exit("error: atheris is not installed; pip install atheris, then start again")
 
 with atheris.instrument_imports(include=["csv", "data", "training.checkpoint", "models.config", "torch._weights_only_unpickler"]):
     from common.errors import UserError

@@ -40,7 +40,7 @@ def load(path: Path) -> dict:
     when loaded.
     """
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; name one with --resume or --checkpoint, or start without")
+        raise UserError(f"no checkpoint at {path}; name a file that train.py wrote, such as checkpoints/latest.pt")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
