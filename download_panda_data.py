@@ -1,11 +1,11 @@
 """Fetch PANDA from Kaggle, all or part; stop it at any time and run it again to go on.
 
-    python download_panda_data.py --num_slides 600              a subset balanced over grade and provider, into datasets/panda
-    python download_panda_data.py                               everything (about 400 GB)
-    python download_panda_data.py --num_slides 600 --dry_run    how much, how long, does it fit; nothing is written
-    python download_panda_data.py --verify                      read every file again and compare checksums
-    python download_panda_data.py --stream --max_disk 20GB      patches of all slides into datasets/patches, keeping no slide
-    nohup python download_panda_data.py --num_slides 600 &      progress goes to logs/download.log
+    python download_panda_data.py --num_slides 600              # a subset balanced over grade and provider, into datasets/panda
+    python download_panda_data.py                               # everything (about 400 GB)
+    python download_panda_data.py --num_slides 600 --dry_run    # how much, how long, does it fit; nothing is written
+    python download_panda_data.py --verify                      # read every file again and compare checksums
+    python download_panda_data.py --stream --max_disk 20GB      # patches of all slides into datasets/patches, keeping no slide
+    nohup python download_panda_data.py --num_slides 600 &      # progress goes to logs/download.log
 
 Needs a Kaggle account whose owner has accepted the competition's rules: see docs/download.md.
 """
@@ -33,11 +33,13 @@ STREAM_FLAGS = ("max_disk", "output_dir", "max_patches", "max_per_slide", "patch
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     what = parser.add_argument_group("what")
-    what.add_argument("--num_slides", type=cli.positive_int, help="slides, balanced over grade and provider (default: all)")
+    what.add_argument(
+        "--num_slides", type=cli.positive_int, help="how many slides, balanced over grade and provider (default: all)"
+    )
     what.add_argument(
         "--grades", type=int, nargs="+", choices=range(6), metavar="0-5", help="only these ISUP grades (default: all)"
     )
-    what.add_argument("--providers", nargs="+", choices=PROVIDERS, help="only these (default: both)")
+    what.add_argument("--providers", nargs="+", choices=PROVIDERS, help="only slides of these hospitals (default: both)")
     what.add_argument("--ids", type=Path, metavar="FILE", help="only the slide ids in this text file, one a line (default: all)")
     what.add_argument("--masks", dest="masks", action="store_true", default=True, help="with label masks (default)")
     what.add_argument("--no_masks", dest="masks", action="store_false", help="without label masks")
@@ -66,7 +68,9 @@ def add_stream_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--stream", action="store_true", help="fetch, take patches, delete the slide, and so on (default: keep slides)"
     )
-    flags.add_argument("--max_disk", type=amount, metavar="AMOUNT", help="slides on the disk at any moment (default: 20GB)")
+    flags.add_argument(
+        "--max_disk", type=amount, metavar="AMOUNT", help="bytes of slides on the disk at any moment (default: 20GB)"
+    )
     flags.add_argument("--output_dir", type=Path, help="patches go here (default: datasets/patches)")
     flags.add_argument("--max_patches", type=cli.positive_int, help="patches altogether (default: 10000)")
     flags.add_argument("--max_per_slide", type=cli.positive_int, help="patches from one slide at most (default: no limit)")
@@ -75,7 +79,7 @@ def add_stream_flags(parser: argparse.ArgumentParser) -> None:
     scale.add_argument("--level", type=cli.natural, help="pyramid level to read, 0 is full resolution (default: 0)")
     scale.add_argument("--mpp", type=cli.positive_float, help="micrometres per pixel to resample to (default: the level's own)")
     flags.add_argument("--min_tissue", type=cli.fraction, help="least share of tissue, 0 to 1 (default: 0.5)")
-    flags.add_argument("--format", choices=("png", "jpg"), help="of the patches (default: png)")
+    flags.add_argument("--format", choices=("png", "jpg"), help="file format of the patches (default: png)")
 
 
 def verify(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
     python evaluate.py --checkpoint checkpoints/G_final.pt --patches datasets/patches
     python evaluate.py --images synthetic --patches datasets/patches --out evaluation
     python evaluate.py --images synthetic --patches real_images --skip utility --max_images 500
-    python evaluate.py --compare logs/RUN_A logs/RUN_B          two training runs side by side, in OUT/compare.html
+    python evaluate.py --compare logs/RUN_A logs/RUN_B          # two training runs side by side, in OUT/compare.html
 
 Writes OUT/report.html for people and OUT/metrics.json for programs.
 """
@@ -58,8 +58,15 @@ def parse_arguments() -> argparse.Namespace:
     how.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     how.add_argument("--weights", type=Path, metavar="FILE", help="InceptionV3 of FID (default: the installed package)")
     files = parser.add_argument_group("files")
-    files.add_argument("--out", type=Path, default=Path("evaluation"), help="report.html, metrics.json (default: %(default)s)")
-    files.add_argument("--cache", type=Path, default=Path("datasets/.features"), help="real features (default: %(default)s)")
+    files.add_argument(
+        "--out", type=Path, default=Path("evaluation"), help="folder of report.html and metrics.json (default: %(default)s)"
+    )
+    files.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("datasets/.features"),
+        help="folder that keeps features of real patches (default: %(default)s)",
+    )
     return parser.parse_args()
 
 

@@ -29,7 +29,12 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
     folders = parser.add_argument_group("folders (paths, or URLs such as s3://BUCKET/FOLDER: docs/scaling.md)")
     folders.add_argument("--data_dir", type=place, default=DEFAULTS.data_dir, help="slides (default: %(default)s)")
     folders.add_argument("--output_dir", type=place, default=DEFAULTS.output_dir, help="patches go here (default: %(default)s)")
-    folders.add_argument("--shards", type=place, metavar="DIR", help="also pack the patches into tar shards here, docs/scaling.md")
+    folders.add_argument(
+        "--shards",
+        type=place,
+        metavar="DIR",
+        help="also pack the patches into tar shards here: docs/scaling.md (default: no shards)",
+    )
     patch = parser.add_argument_group("one patch")
     patch.add_argument("--patch_size", type=cli.patch_side, default=256, help="side of a patch in pixels (default: %(default)s)")
     scale = patch.add_mutually_exclusive_group()
@@ -62,7 +67,9 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
         help="processes; 0 for none, to debug (default: all cores, here %(default)s)",
     )
     machine.add_argument(
-        "--scheduler", metavar="tcp://HOST:8786", help="cut on the workers of this Dask cluster instead (docs/scaling.md)"
+        "--scheduler",
+        metavar="tcp://HOST:8786",
+        help="cut on the workers of this Dask cluster: docs/scaling.md (default: on this machine)",
     )
     options = parser.parse_args(arguments)
     shards = vars(options).pop("shards")

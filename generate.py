@@ -1,11 +1,11 @@
 """Turn a checkpoint into images, ready for augmenting a classifier.
 
 python generate.py --checkpoint checkpoints/G_final.pt --num 500 --label gleason4 --out synthetic/
-python generate.py --checkpoint checkpoints/G_final.pt --num 2000 --out synthetic/            every label in turn
-python generate.py --checkpoint checkpoints/G_final.pt --num 500 --best_of 4         the clearest of four for each
+python generate.py --checkpoint checkpoints/G_final.pt --num 2000 --out synthetic/            # every label in turn
+python generate.py --checkpoint checkpoints/G_final.pt --num 500 --best_of 4         # the clearest of four for each
 python generate.py --checkpoint checkpoints/G_final.pt --grid samples.png
 python generate.py --checkpoint checkpoints/G_final.pt --interpolate walk.mp4 --label benign
-torchrun --nproc_per_node 8 -- generate.py --num 100000 --out synthetic/        the same images by eight processes
+torchrun --nproc_per_node 8 -- generate.py --num 100000 --out synthetic/        # the same images by eight processes
 """
 
 import argparse
@@ -56,7 +56,12 @@ def parse() -> argparse.Namespace:
     what.add_argument("--num", type=cli.positive_int, help="images to write, shared evenly among the labels without --label")
     what.add_argument("--label", help="one class of the model, such as gleason4 or isup3; default each in turn, but not unlabelled")
     what.add_argument("--grid", type=cli.picture_file, metavar="FILE", help="write one picture with a row for each label")
-    what.add_argument("--interpolate", type=cli.film_file, metavar="FILE", help="write a walk through the latents as .gif or .mp4")
+    what.add_argument(
+        "--interpolate",
+        type=cli.film_file,
+        metavar="FILE",
+        help="write a film of images that change into each other, as .gif or .mp4",
+    )
     what.add_argument("--seed", type=cli.natural, default=0, help="image k follows from seed, label, k; default %(default)s")
     what.add_argument("--truncation", type=cli.fraction, default=1.0, help="0..1, below 1 less varied; default %(default)s")
     what.add_argument(
@@ -64,7 +69,8 @@ def parse() -> argparse.Namespace:
         type=cli.non_negative_float,
         default=0.0,
         metavar="G",
-        help="move the improved model's labels apart, such as 0.25: clearer, less true to each; default %(default)s",
+        help="move the improved model's labels apart by this share of their distance from their mean, such as 0.25: clearer, "
+        "less true to each; default %(default)s",
     )
     what.add_argument(
         "--best_of",

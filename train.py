@@ -1,9 +1,9 @@
 """Train a GAN on a folder of patches.
 
 python train.py --epochs 200 --batch_size 8
-python train.py --epochs 300 --batch_size 8 --resume checkpoints/G_final.pt     100 epochs more; --epochs counts in total
-python train.py --resume                          go on from the newest whole checkpoint
-nohup python train.py --epochs 200 > /dev/null 2>&1 &       then: tail -f logs/train.log
+python train.py --epochs 300 --batch_size 8 --resume checkpoints/G_final.pt     # 100 epochs more; --epochs counts in total
+python train.py --resume                          # go on from the newest whole checkpoint
+nohup python train.py --epochs 200 > /dev/null 2>&1 &       # then: tail -f logs/train.log
 torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 

@@ -162,7 +162,11 @@ def main() -> None:
     parser.add_argument("--generated", type=Path, default=Path("generated"), help="what generate.py wrote, default %(default)s")
     parser.add_argument("--network", choices=tuple(NETWORKS), default="small", help="default %(default)s")
     parser.add_argument("--side", type=cli.positive_int, default=128, help="pixels that it is shown, default %(default)s")
-    parser.add_argument("--steps", type=cli.positive_int, help=f"of {BATCH} images, default {STEPS}")
+    parser.add_argument(
+        "--steps",
+        type=cli.positive_int,
+        help=f"steps of {BATCH} images, default {', '.join(f'{n} for {name}' for name, n in STEPS.items())}",
+    )
     parser.add_argument("--seeds", type=cli.positive_int, default=3, help="trainings of each way, default %(default)s")
     args = parser.parse_args()
     sets = read_sets(args.patches, args.generated, args.side)

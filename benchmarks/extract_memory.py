@@ -90,8 +90,8 @@ def watched(slides: Path, home: Path, workers: int, patches: int) -> tuple[list[
 def main() -> int:
     parser = cli.Parser(__doc__)
     parser.add_argument("--slides", type=cli.positive_int, default=2000, help="small slides, default %(default)s")
-    parser.add_argument("--workers", type=cli.positive_int, default=2)
-    parser.add_argument("--plot", type=Path, help="write a picture of memory over time")
+    parser.add_argument("--workers", type=cli.positive_int, default=2, help="processes of the extraction, default %(default)s")
+    parser.add_argument("--plot", type=Path, help="write a picture of memory over time here, default none")
     args = parser.parse_args()
     runs = {}
     for name in ("one slide of 100,352 x 100,352 pixels", f"{args.slides} slides of 1,024 x 1,024 pixels"):

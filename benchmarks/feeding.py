@@ -94,8 +94,8 @@ def stepping(model: str, size: int, batch_size: int, device: torch.device) -> Ca
 def main() -> int:
     parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, help="folder of patches; default 256 random ones")
-    parser.add_argument("--image_size", type=int, choices=(64, 128, 256), default=64)
-    parser.add_argument("--batch_size", type=cli.positive_int, default=8)
+    parser.add_argument("--image_size", type=int, choices=(64, 128, 256), default=64, help="side in pixels, default %(default)s")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=8, help="images a step, default %(default)s")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")
     args = parser.parse_args()
     device = choose_device("auto")

@@ -84,8 +84,10 @@ def measure(model: str, size: int, images: int, rounds: int, device: torch.devic
 
 def main() -> int:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 256])
-    parser.add_argument("--models", nargs="+", choices=("improved", "dcgan"), default=["improved", "dcgan"])
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 256], help="sides in pixels, default 64 256"
+    )
+    parser.add_argument("--models", nargs="+", choices=("improved", "dcgan"), default=["improved", "dcgan"], help="default both")
     parser.add_argument("--images", type=cli.positive_int, default=320, help="a multiple of 64, default %(default)s")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")
     args = parser.parse_args()

@@ -110,7 +110,9 @@ def stages(folder: Path, home: Path) -> dict[str, tuple[float, int]]:
 
 def main() -> int:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--counts", type=cli.positive_int, nargs="+", default=[1000, 10_000, 100_000], help="of patches")
+    parser.add_argument(
+        "--counts", type=cli.positive_int, nargs="+", default=[1000, 10_000, 100_000], help="of patches, default 1000 10000 100000"
+    )
     parser.add_argument("--side", type=cli.positive_int, default=32, help="of a patch in pixels, default %(default)s")
     parser.add_argument("--shards", action="store_true", help="patches in tar shards, default: in files")
     args = parser.parse_args()

@@ -163,8 +163,10 @@ def main() -> int:
     parser = cli.Parser(__doc__)
     parser.add_argument("--kills", type=cli.positive_int, default=50, help="of each stage (default: 50)")
     parser.add_argument("--epochs", type=cli.positive_int, default=12, help="of the training (default: 12)")
-    parser.add_argument("--stages", nargs="+", default=["train", "extract", "generate", "download"], metavar="STAGE")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--stages", nargs="+", default=["train", "extract", "generate", "download"], metavar="STAGE", help="default: all four"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments of the kills (default: 0)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     chance, total = random.Random(args.seed), 0

@@ -89,8 +89,10 @@ def measure(size: int, preset: str, images_per_epoch: int, rounds: int, home: Pa
 
 def main() -> int:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 256])
-    parser.add_argument("--presets", nargs="+", choices=sorted(WIDTHS), default=["cpu", "large"])
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 256], help="sides in pixels, default 64 256"
+    )
+    parser.add_argument("--presets", nargs="+", choices=sorted(WIDTHS), default=["cpu", "large"], help="default cpu large")
     parser.add_argument("--patches_an_epoch", type=cli.positive_int, default=900, help="default %(default)s")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the median counts, default %(default)s")
     args = parser.parse_args()

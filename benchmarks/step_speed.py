@@ -141,8 +141,10 @@ def peak(device: torch.device) -> float:
 
 def main() -> int:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 128, 256])
-    parser.add_argument("--batch_size", type=cli.positive_int, default=8)
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", choices=(64, 128, 256), default=[64, 128, 256], help="sides in pixels, default all"
+    )
+    parser.add_argument("--batch_size", type=cli.positive_int, default=8, help="images a step, default %(default)s")
     parser.add_argument("--preset", choices=tuple(WIDTHS), help="size of the improved model's networks; default cpu, gpu on CUDA")
     parser.add_argument("--rounds", type=cli.positive_int, default=3, help="the best counts, default %(default)s")
     args = parser.parse_args()

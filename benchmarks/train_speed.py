@@ -35,10 +35,10 @@ from training.trainer import Trainer
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--patches", type=Path, help="folder of patches; default 256 random ones")
-    parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=60, help="steps of each kind in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--image_size", type=int, default=64, help="side in pixels, default %(default)s")
+    parser.add_argument("--batch_size", type=int, default=16, help="images a step, default %(default)s")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each kind in a round, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions, default %(default)s")
     args = parser.parse_args()
     device = choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:

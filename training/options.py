@@ -103,15 +103,17 @@ def _improved(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="EfficientNet-Lite0's weights for the discriminator and the feature matching; default the installed package's",
     )
-    group.add_argument("--norm", choices=NORMS, help="how styles act in the generator; default demodulation")
+    group.add_argument("--norm", choices=NORMS, help="how the style acts on the generator's layers; default demodulation")
     switch = argparse.BooleanOptionalAction
     group.add_argument("--attention", action=switch, default=None, help="self-attention at 16x16; default on")
-    group.add_argument("--spectral_norm", action=switch, default=None, help="in the discriminator; default on")
+    group.add_argument(
+        "--spectral_norm", action=switch, default=None, help="spectral norm of the discriminator's weights; default on"
+    )
     group.add_argument(
         "--grow_from",
         type=int,
         choices=(16, 32, 64, 128, 256),
-        help="progressive growing from this resolution; default 64, and none for images of 64",
+        help="progressive growing from this side in pixels; default 64, and none for images of 64",
     )
     group.add_argument(
         "--window",
@@ -126,11 +128,19 @@ def _improved(group: argparse._ArgumentGroup) -> None:
 def _objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--objective", choices=OBJECTIVES, help="what both networks minimise; default non_saturating")
     group.add_argument(
-        "--r1", type=non_negative_float, help="weight of the gradient penalty on real; default 0.5; 0 for dcgan, hinge and wgan"
+        "--r1",
+        type=non_negative_float,
+        help="weight of the gradient penalty on real images; default 0.5; 0 with hinge, wgan, and dcgan without relativistic",
     )
     group.add_argument("--r2", type=non_negative_float, help="the same on generated images; default 0, with relativistic 0.5")
-    group.add_argument("--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's; default 10 with wgan, else 0")
-    group.add_argument("--perceptual", type=non_negative_float, help="weight of the feature matching; default 3, for dcgan 0")
+    group.add_argument(
+        "--gradient_penalty", type=non_negative_float, help="weight of WGAN-GP's gradient penalty; default 10 with wgan, else 0"
+    )
+    group.add_argument(
+        "--perceptual",
+        type=non_negative_float,
+        help="weight of feature matching, the generator's loss on frozen features; default 3, for dcgan 0",
+    )
     group.add_argument(
         "--grading", type=non_negative_float, help="weight of showing the label as clearly as real patches; default 0"
     )
@@ -138,14 +148,16 @@ def _objective(group: argparse._ArgumentGroup) -> None:
         "--adaptive",
         nargs="*",
         choices=KINDS,
-        help="augmentation in front of D, as strong as it needs; no kind switches it off; "
+        help="augmentation in front of the discriminator, as strong as it needs; no kind switches it off; "
         "default translation color stain, for dcgan none",
     )
-    group.add_argument("--warmup_images", type=natural, help="images of linear warm-up; default 2000, for dcgan 0")
+    group.add_argument(
+        "--warmup_images", type=natural, help="images over which the learning rates rise from 0; default 2000, for dcgan 0"
+    )
     group.add_argument(
         "--lr_decay",
         choices=("none", "late", "cosine"),
-        help="of both learning rates to 0: over the last quarter of the run, or all of it; default none",
+        help="fall of both learning rates to 0: over the last quarter of the run, or all of it; default none",
     )
 
 
@@ -175,37 +187,52 @@ def _training(group: argparse._ArgumentGroup) -> None:
 
 
 def _files(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--checkpoint_dir", type=Path, default=Path("checkpoints"), metavar="DIR", help="default %(default)s")
-    group.add_argument("--log_dir", type=Path, default=Path("logs"), metavar="DIR", help="default %(default)s")
-    group.add_argument("--run_name", default="", metavar="NAME", help="put checkpoints and logs in sub-folders of this name")
     group.add_argument(
-        "--save_every", type=positive_int, default=10, metavar="EPOCHS", help="numbered checkpoints; default %(default)s"
+        "--checkpoint_dir", type=Path, default=Path("checkpoints"), metavar="DIR", help="where weights go; default %(default)s"
     )
     group.add_argument(
-        "--sample_every", type=positive_int, default=5, metavar="EPOCHS", help="sample pictures; default %(default)s"
+        "--log_dir", type=Path, default=Path("logs"), metavar="DIR", help="where log, report and samples go; default %(default)s"
+    )
+    group.add_argument(
+        "--run_name", default="", metavar="NAME", help="put checkpoints and logs in sub-folders of this name; default none"
+    )
+    group.add_argument(
+        "--save_every",
+        type=positive_int,
+        default=10,
+        metavar="EPOCHS",
+        help="epochs between numbered checkpoints; default %(default)s",
+    )
+    group.add_argument(
+        "--sample_every", type=positive_int, default=5, metavar="EPOCHS", help="epochs between sample pictures; default %(default)s"
     )
     group.add_argument(
         "--eval_every",
         type=natural,
         metavar="EPOCHS",
-        help="KID, precision, recall; 0 never; default 20, less often where that would take more than 5 percent of the time",
+        help="epochs between scores (KID, precision, recall), 0 never; default 20, less often where that would take more than "
+        "5 percent of the time",
     )
     group.add_argument(
         "--keep", type=positive_int, help="numbered checkpoints kept; default 3, and when resuming as many as there are"
     )
-    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too; default off")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
     group.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of convolutions in training; bfloat16 on CUDA alone, CPUs gain little by it or lose; default %(default)s",
+        help="numbers of convolutions in training; bfloat16 on CUDA alone, CPUs gain little by it or lose; default %(default)s",
     )
     group.add_argument(
-        "--compile", action="store_true", help="torch.compile for the generator: minutes at each resolution, then faster steps"
+        "--compile",
+        action="store_true",
+        help="torch.compile for the generator: minutes at each resolution, then faster steps; default off",
     )
     group.add_argument(
-        "--auto_batch", action="store_true", help="when GPU memory is full, take each batch in parts: slower, the same result"
+        "--auto_batch",
+        action="store_true",
+        help="when GPU memory is full, take each batch in parts: slower, the same result; default off",
     )
     group.add_argument("--dry_run", action="store_true", help="print configuration, size, memory and time per epoch, and leave")
 
