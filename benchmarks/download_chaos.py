@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tifffile
 
-from common.cli import Parser
+from common import cli
 from data import download
 from data.download import Downloader
 from data.kaggle import connect
@@ -79,9 +79,9 @@ def run(way: str, seed: int, files: dict[str, bytes]) -> tuple[int, int, float, 
 
 
 def main() -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=20, help="runs of each way (default: 20)")
-    parser.add_argument("--files", type=int, default=200, help="files of each run (default: 200)")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--seeds", type=cli.positive_int, default=20, help="runs of each way (default: 20)")
+    parser.add_argument("--files", type=cli.positive_int, default=200, help="files of each run (default: 200)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = competition(args.files, Path(folder))

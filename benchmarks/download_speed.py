@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tifffile
 
-from common.cli import Parser
+from common import cli
 from tests.kaggle_server import KaggleServer, Options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,11 +74,13 @@ def timed(command: list[str], environment: dict[str, str], folder: Path) -> tupl
 
 
 def main() -> int:
-    parser = Parser(__doc__)
-    parser.add_argument("--files", type=int, default=20, help="slides (default: 20)")
-    parser.add_argument("--megabytes", type=float, default=20.0, help="of each slide (default: 20)")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions; the best counts (default: 3)")
-    parser.add_argument("--line", type=float, default=0.0, help="megabytes a second of a connection (default: 0, no limit)")
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--files", type=cli.positive_int, default=20, help="slides (default: 20)")
+    parser.add_argument("--megabytes", type=cli.positive_float, default=20.0, help="of each slide (default: 20)")
+    parser.add_argument("--rounds", type=cli.positive_int, default=3, help="repetitions; the best counts (default: 3)")
+    parser.add_argument(
+        "--line", type=cli.non_negative_float, default=0.0, help="megabytes a second of a connection (default: 0, no limit)"
+    )
     args = parser.parse_args()
     files = competition(args.files, args.megabytes)
     total = sum(map(len, files.values())) / 1e6

@@ -33,6 +33,7 @@ from training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+STAGES = ("train", "extract", "generate", "download")
 TIMED = {"downloads.csv"}  # says when each file came
 
 
@@ -164,7 +165,7 @@ def main() -> int:
     parser.add_argument("--kills", type=cli.positive_int, default=50, help="of each stage (default: 50)")
     parser.add_argument("--epochs", type=cli.positive_int, default=12, help="of the training (default: 12)")
     parser.add_argument(
-        "--stages", nargs="+", default=["train", "extract", "generate", "download"], metavar="STAGE", help="default: all four"
+        "--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides the moments of the kills (default: 0)")
     args = parser.parse_args()

@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cli import Parser
+from common import cli
 from data.augment import Augmentation
 from data.dataset import PatchDataset
 from models.config import dcgan_config
@@ -33,12 +33,12 @@ from training.trainer import Trainer
 
 
 def main() -> None:
-    parser = Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--patches", type=Path, help="folder of patches; default 256 random ones")
-    parser.add_argument("--image_size", type=int, default=64, help="side in pixels, default %(default)s")
-    parser.add_argument("--batch_size", type=int, default=16, help="images a step, default %(default)s")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each kind in a round, default %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions, default %(default)s")
+    parser.add_argument("--image_size", type=int, choices=(64, 128, 256), default=64, help="side in pixels, default %(default)s")
+    parser.add_argument("--batch_size", type=cli.positive_int, default=16, help="images a step, default %(default)s")
+    parser.add_argument("--steps", type=cli.positive_int, default=60, help="steps of each kind in a round, default %(default)s")
+    parser.add_argument("--rounds", type=cli.positive_int, default=5, help="repetitions, default %(default)s")
     args = parser.parse_args()
     device = choose_device("auto")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,4 +82,4 @@ def random_patches(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -73,7 +73,7 @@ def test_other_programs_checkpoints_are_called_that(tmp_path, content):
 
 
 def test_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="name a file that train.py wrote"):
         checkpoint.load(tmp_path / "none.pt")
 
 
