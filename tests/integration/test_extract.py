@@ -225,6 +225,18 @@ def test_slides_that_arrive_later_move_no_other_to_the_other_side(settings, tmp_
     assert before.items() < after.items() and set(before.values()) == set(after.values()) == {"train", "test"}
 
 
+def test_patches_that_were_given_up_for_later_slides_come_again_once(settings, tmp_path):
+    later = sorted((settings.data_dir / "train_images").glob("bbb*.tiff"))
+    for path in later:
+        path.rename(tmp_path / path.name)
+    assert len(extract(replace(settings, max_patches=12)).patches) == 12
+    for path in later:
+        (tmp_path / path.name).rename(path)
+    assert len(extract(replace(settings, max_patches=12)).patches) == 12
+    everything = extract(replace(settings, max_patches=60)).patches
+    assert len({patch.path for patch in everything}) == len(everything) == 54
+
+
 def test_a_refused_run_leaves_the_settings_of_the_running_one(settings):
     fcntl = pytest.importorskip("fcntl")
     extract(replace(settings, max_patches=10))
