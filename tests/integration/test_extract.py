@@ -108,6 +108,11 @@ def test_exactly_as_many_as_wanted_and_balanced(settings):
     assert set(Counter(patch.slide_id for patch in result.patches).values()) == {4, 5}
 
 
+def test_no_slide_gives_more_than_it_may(settings):
+    result = extract(replace(settings, max_per_slide=2))
+    assert set(Counter(patch.slide_id for patch in result.patches).values()) == {2}
+
+
 def test_no_slide_is_on_both_sides_of_the_split(settings):
     sides = {}
     for patch in extract(settings).patches:
@@ -210,14 +215,26 @@ def test_patches_that_were_set_aside_stay_away_and_others_take_their_place(setti
 
 
 def test_slides_that_arrive_later_move_no_other_to_the_other_side(settings, tmp_path):
-    later = [path for path in (settings.data_dir / "train_images").iterdir() if path.stem > "b"]
+    later = [settings.data_dir / "train_images" / "bbb1.tiff"]  # by itself it would be held out instead of the one that was
     for path in later:
         path.rename(tmp_path / path.name)
     before = {patch.slide_id: patch.split for patch in extract(replace(settings, max_patches=10)).patches}
     for path in later:
         (tmp_path / path.name).rename(path)
     after = {patch.slide_id: patch.split for patch in extract(replace(settings, max_patches=60)).patches}
-    assert before and before.items() < after.items() and set(after.values()) == {"train", "test"}
+    assert before.items() < after.items() and set(before.values()) == set(after.values()) == {"train", "test"}
+
+
+def test_patches_that_were_given_up_for_later_slides_come_again_once(settings, tmp_path):
+    later = sorted((settings.data_dir / "train_images").glob("bbb*.tiff"))
+    for path in later:
+        path.rename(tmp_path / path.name)
+    assert len(extract(replace(settings, max_patches=12)).patches) == 12
+    for path in later:
+        (tmp_path / path.name).rename(path)
+    assert len(extract(replace(settings, max_patches=12)).patches) == 12
+    everything = extract(replace(settings, max_patches=60)).patches
+    assert len({patch.path for patch in everything}) == len(everything) == 54
 
 
 def test_a_refused_run_leaves_the_settings_of_the_running_one(settings):

@@ -90,6 +90,14 @@ def test_stain_jitter_keeps_white_white_and_zero_changes_nothing():
     assert jitter_stain(image, 0.0) == pytest.approx(image, abs=1e-5)
 
 
+def test_stain_jitter_makes_paler_as_often_as_darker():
+    torch.manual_seed(0)
+    image = torch.rand(3, 8, 8) * 0.5 + 0.3
+    density = torch.stack([-torch.log10(jitter_stain(image, 0.4)).mean() for _ in range(200)])
+    assert density.mean().item() == pytest.approx(-torch.log10(image).mean().item(), rel=0.03)
+    assert 60 < (density < -torch.log10(image).mean()).sum() < 140
+
+
 def test_separation_finds_the_stain_that_was_laid_on():
     amount = 0.6
     hematoxylin = np.array([0.650, 0.704, 0.286])

@@ -98,6 +98,18 @@ def test_latest_comes_first_whatever_a_copy_did_to_the_times(tmp_path):
     assert [path.name for path in checkpoint.all_numbered(tmp_path)] == ["epoch_0010.pt", "epoch_0020.pt"]
 
 
+def test_a_run_is_complete_when_nothing_came_after_its_end(tmp_path):
+    assert not checkpoint.is_complete(tmp_path)
+    for name, time in (("latest.pt", 10), ("G_final.pt", 20)):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (time, time))
+    assert checkpoint.is_complete(tmp_path)
+    os.utime(tmp_path / "latest.pt", (30, 30))  # gone on with, and not yet at the end
+    assert not checkpoint.is_complete(tmp_path)
+    (tmp_path / "latest.pt").unlink()
+    assert checkpoint.is_complete(tmp_path)
+
+
 def test_prune_goes_by_time_and_not_by_number(tmp_path):
     for age, name in enumerate(("epoch_0003.pt", "epoch_0004.pt", "epoch_0009.pt")):  # gone back from 9 to 2, and on
         (tmp_path / name).write_text("x")

@@ -113,6 +113,20 @@ def test_cache_is_used_and_built_anew_when_a_file_changes(folder):
     assert np.array_equal(PatchDataset(folder, SIZE).pixels(0), changed)
 
 
+def test_the_cache_is_built_anew_when_a_file_of_the_same_size_replaces_another(tmp_path):
+    draw_patch(tmp_path / "a.bmp", 0)
+    first, size = PatchDataset(tmp_path, SIZE).pixels(0), (tmp_path / "a.bmp").stat().st_size
+    changed = draw_patch(tmp_path / "a.bmp", 1)
+    os.utime(tmp_path / "a.bmp", ns=(1, 1))
+    assert (tmp_path / "a.bmp").stat().st_size == size and not np.array_equal(first, changed)
+    assert np.array_equal(PatchDataset(tmp_path, SIZE).pixels(0), changed)
+
+
+def test_the_same_patches_in_another_stain_are_not_those_of_the_cache(folder):
+    first = [PatchDataset(folder, SIZE, stain_normalize=method).pixels(0) for method in ("none", "macenko", "reinhard")]
+    assert not any(np.array_equal(first[k], first[k - 1]) for k in range(3))
+
+
 def test_a_damaged_cache_note_is_not_believed(folder):
     first = PatchDataset(folder, SIZE).pixels(0)
     next(folder.glob(".decoded*.json")).write_text("{")
@@ -151,6 +165,36 @@ def test_a_decompression_bomb_is_left_out(tmp_path):
     Image.fromarray(np.zeros((1, 20000), np.uint8)).save(tmp_path / "bomb.png")
     with pytest.raises(ValueError, match="declares"):
         decode(tmp_path / "bomb.png", 32)
+
+
+def test_a_patch_that_goes_bad_is_replaced_by_one_of_its_class(folder, monkeypatch):
+    monkeypatch.setattr("data.dataset.MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("data.dataset.MAX_BAD_SHARE", 0.2)
+    dataset, said = PatchDataset(folder, SIZE, "label"), []
+    dataset.report = said.append
+    labels = [dataset.label(index) for index in range(len(dataset))]
+    bad = labels.index(1) - 1  # the next file is of the other class
+    (folder / dataset.files[bad].path).write_bytes(b"damaged")
+    assert labels[bad] == labels[0] == 0 and np.array_equal(dataset.pixels(bad), dataset.pixels(0))
+    assert len(said) == 1 and dataset.files[bad].path in said[0]
+
+
+def test_drawn_patches_come_with_their_labels_and_others_for_another_seed(folder):
+    dataset = PatchDataset(folder, SIZE, "label", augmentation=Augmentation(noise=20.0))
+    known = {dataset.pixels(index).tobytes(): dataset.label(index) for index in range(len(dataset))}
+    drawn = [dataset.drawn(4, seed) for seed in (0, 0, 1, 2)]
+    for images, labels in drawn:
+        pixels = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert [known[patch.tobytes()] for patch in pixels] == labels.tolist()
+    assert torch.equal(drawn[0][0], drawn[1][0]) and not torch.equal(drawn[0][0], drawn[2][0])
+    assert len(dataset.drawn(99, 0)[1]) == len(dataset)
+
+
+@pytest.mark.parametrize(("condition", "expected"), [("none", 4), ("label", "benign"), ("label+provider", "benign"), ("isup", 4)])
+def test_what_the_order_balances_over_is_what_the_label_says_and_the_provider(folder, condition, expected):
+    dataset = PatchDataset(folder, SIZE, condition, classes=[])
+    index = [file.label for file in dataset.files].index("benign")
+    assert dataset.groups()[index] == (expected, dataset.files[index].data_provider)
 
 
 def test_it_travels_to_worker_processes_without_its_pixels(folder):
@@ -212,6 +256,16 @@ def test_the_common_stain_follows_the_training_patches(folder):
             Image.fromarray(pixels).save(folder / file.path)
     after = PatchDataset(folder, SIZE, split="test", stain_normalize="reinhard").pixels(0)
     assert after[..., 1].mean() < 0.8 * before[..., 1].mean()
+
+
+def test_the_common_stain_is_not_that_of_held_out_patches(folder):
+    before = PatchDataset(folder, SIZE, stain_normalize="reinhard").pixels(0)
+    for file in list_patches(folder):
+        if file.split == "test":
+            pixels = np.asarray(Image.open(folder / file.path)).copy()
+            pixels[..., 1] //= 2
+            Image.fromarray(pixels).save(folder / file.path)
+    assert np.array_equal(PatchDataset(folder, SIZE, stain_normalize="reinhard").pixels(0), before)
 
 
 @pytest.mark.parametrize("method", ["macenko", "reinhard"])

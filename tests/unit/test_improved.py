@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d
 
 from common.errors import UserError
 from models import build, losses
-from models.augment import KINDS, MOST, adapt, augment
+from models.augment import KINDS, MOST, Rows, adapt, augment
 from models.config import (
     BEND_CHANNELS,
     FIELD_CHANNELS,
@@ -24,9 +24,12 @@ from models.config import (
     improved_config,
 )
 from models.discriminators import ProjectedDiscriminator
-from models.improved import bend
+from models.improved import BEND, Level, bend
 from models.layers import (
+    SelfAttention,
     SpectralNorm,
+    StyledConv,
+    activate,
     advance_spectral_norms,
     apart,
     cut_out,
@@ -117,16 +120,52 @@ def test_every_part_of_the_latent_matters_and_the_label():
     z = torch.randn(1, config.latent_dim)
     image = generator(z, LABELS[:1])
     ends = [0, STYLE_DIM]
-    for length in (FIELD_CHANNELS * FIELD_SIDE**2, BEND_CHANNELS * FIELD_SIDE**2, *[NOISE_DIM] * 4, PLACE_DIM):
+    for length in (FIELD_CHANNELS * FIELD_SIDE**2, BEND_CHANNELS * FIELD_SIDE**2, *[NOISE_DIM // 2] * 8, PLACE_DIM):
         ends.append(ends[-1] + length)
     assert ends[-1] == config.latent_dim
-    names = ("style", "field", "moves", *(f"noise at {side}" for side in (8, 16, 32, 64)), "place")
+    noises = (f"noise of layer {layer} at {side}" for side in (8, 16, 32, 64) for layer in (1, 2))
+    names = ("style", "field", "moves", *noises, "place")
     parts = {name: slice(start, end) for name, start, end in zip(names, ends, ends[1:], strict=False)}
     for name, part in parts.items():
         changed = z.clone()
         changed[:, part] = -changed[:, part] + 0.5
         assert not torch.allclose(image, generator(changed, LABELS[:1]), atol=1e-3), name
     assert not torch.allclose(image, generator(z, LABELS[1:2]), atol=1e-3)
+
+
+def test_only_the_direction_of_the_style_matters():
+    config = small()
+    generator, z = build(config)[0], torch.randn(2, config.latent_dim)
+    longer = torch.cat([3.0 * z[:, :STYLE_DIM], z[:, STYLE_DIM:]], dim=1)
+    assert torch.allclose(generator(z, LABELS[:2]), generator(longer, LABELS[:2]), atol=1e-5)
+
+
+def test_a_level_keeps_the_strength_of_its_maps():
+    level = Level(64, 64, STYLE_DIM, "demodulation", False, False)
+    style = activate(torch.randn(8, STYLE_DIM))
+    maps = level(torch.randn(8, 64, 26, 26), style, scales([level.first, level.second], style))
+    assert maps.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.07)
+
+
+def test_a_strong_style_makes_no_strong_maps():
+    layer, maps, style = StyledConv(8, 6, 3, STYLE_DIM, "demodulation"), torch.randn(2, 8, 9, 9), torch.randn(2, STYLE_DIM)
+    scale = layer.style(style)
+    stronger = scale * torch.tensor([1.0, 10.0])[:, None]
+    torch.testing.assert_close(layer(maps, style, scale), layer(maps, style, stronger))
+
+
+def test_attention_gives_each_position_a_mean_of_what_is_there():
+    layer, maps = SelfAttention(8), torch.randn(2, 8, 5, 5)
+    maps[:, 0] = 2.0
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.give.weight[:, 1:] = 0.0  # what is given is the same everywhere, what is asked for is not
+    torch.testing.assert_close(layer(maps) - maps, layer.out(layer.give(maps)))
+
+
+def test_instance_norm_starts_as_the_maps_themselves():
+    layer, maps, style = StyledConv(4, 4, 1, STYLE_DIM, "instance"), torch.randn(2, 4, 9, 9), torch.zeros(2, STYLE_DIM)
+    assert layer(maps, style, torch.ones(2, 4)).std().item() == pytest.approx(1.0, rel=0.05)
 
 
 def test_noise_is_the_same_for_the_same_latent_and_of_no_place():
@@ -158,23 +197,36 @@ def test_doubling_is_bilinear():
     assert torch.allclose(double_size(maps), expected[..., 1:-1, 1:-1], atol=1e-6)
 
 
-def test_growth_fades_levels_in_and_travels_with_the_weights():
-    config = small(grow_from=16)
-    generator, discriminator = build(config)
-    z = torch.randn(2, config.latent_dim)
-    z[:, -2:] = 0.0  # shown from the middle of the canvas
-    generator.growth = discriminator.growth = 5.0
-    half = avg_pool2d(generator(z, LABELS[:2]), 4)
-    generator.growth = 5.0 + 1e-4
-    begun = avg_pool2d(generator(z, LABELS[:2]), 4)
-    assert (half - begun).abs().mean() < 0.1 * half.std()  # the same picture, enlarged more smoothly
-    for reached in (4.0, 4.5, 5.0, 5.5, 6.0):
-        generator.growth = discriminator.growth = reached
-        assert discriminator(generator(z, LABELS[:2]), LABELS[:2]).isfinite().all()
-    generator.growth = 5.5
-    other, _ = build(config)
-    other.load_state_dict(generator.state_dict())
-    assert other.growth == 5.5 and torch.equal(other(z, LABELS[:2]), generator(z, LABELS[:2]))
+def test_an_image_lies_in_the_same_part_of_its_canvas_while_it_grows():
+    generator = build(small(grow_from=16))[0]
+    places = torch.tensor([[-9.0, 0.0], [9.0, 9.0]])
+    for side, corners in ((64, [(0, 3), (6, 6)]), (32, [(1, 3), (5, 5)])):
+        whole = torch.arange(float((side + 6) ** 2)).reshape(1, 1, side + 6, side + 6).repeat(2, 3, 1, 1)
+        shown = generator._shown(whole, places, side)
+        assert [divmod(int(image[0, 0, 0]), side + 6) for image in shown] == corners
+
+
+def test_a_resolution_fades_in_for_the_discriminator_from_the_one_before():
+    discriminator, images = build(small(grow_from=16))[1], torch.rand(4, 3, 64, 64) * 2 - 1
+    found = []
+    for images_, reached in ((avg_pool2d(images, 2), 5.0), (images, 5.0 + 1e-4), (images, 6.0)):
+        discriminator.growth = reached
+        found.append(discriminator(images_, LABELS))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found[1], found[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["residual", "projected"])
+def test_the_discriminator_judges_each_image_by_its_own_label(kind):
+    config = small(discriminator=kind)
+    discriminator = build(config)[1] if kind == "residual" else ProjectedDiscriminator(config, pretrained=False)
+    maps = discriminator.look(torch.rand(4, 3, 64, 64) * 2 - 1)
+    before = discriminator.judge(maps, LABELS)
+    for index in range(4):
+        changed = LABELS.clone()
+        changed[index] = (changed[index] + 1) % 3
+        moved = (discriminator.judge(maps, changed) - before).abs().amax(dim=1) > 1e-5
+        assert moved.tolist() == [number == index for number in range(4)]
 
 
 @pytest.mark.parametrize("image_size, grow_from, window", [(128, 16, None), (256, 16, None), (256, 32, 256)])
@@ -184,6 +236,14 @@ def test_heads_judge_images_that_are_too_small_for_all_their_halvings(image_size
     discriminator.set_view(View(math.log2(grow_from)))
     logits = discriminator(torch.randn(4, 3, image_size, image_size), LABELS)
     assert logits.shape == (4, 5) and torch.isfinite(logits).all()
+
+
+def test_maps_are_bent_by_their_strength_and_never_to_where_nothing_is():
+    noise, side = torch.randn(64, BEND_CHANNELS, FIELD_SIDE, FIELD_SIDE), 22
+    assert torch.allclose(bend(torch.ones(64, 1, side, side), noise), torch.ones(()), atol=1e-5)
+    across = torch.arange(float(side)).expand(64, 1, side, side)
+    moves = (bend(across, noise) - across)[..., 5:-5]
+    assert moves.std().item() == pytest.approx(BEND, rel=0.2)
 
 
 def test_places_are_bent_to_in_full_precision():
@@ -301,6 +361,13 @@ def test_real_and_generated_images_are_judged_together_as_by_themselves():
     assert not torch.allclose(apart(both)[0][:, 3], apart(both)[1][:, 3])
 
 
+def test_images_that_are_alike_show_in_their_own_group():
+    maps = torch.randn(8, 3, 4, 4)
+    maps[::2] = maps[:1]  # groups stride through the batch: one of the even images, one of the odd ones
+    column = minibatch_deviation(maps)[:, 3, 0, 0]
+    assert (column[::2] < 1e-3).all() and (column[1::2] > 0.3).all()
+
+
 def test_styles_taken_in_one_product_are_those_of_the_layers():
     generator, style = build(small())[0], torch.randn(4, STYLE_DIM)
     layers = [layer for level in generator.levels for layer in (level.first, level.second, level.color)]
@@ -372,6 +439,30 @@ def test_augmentation_changes_chosen_images_and_passes_gradients(kind):
     assert 0 < some.flatten(1).any(dim=1).sum() < 8
 
 
+def test_augmentation_never_shows_what_lies_beyond_the_border():
+    images = torch.full((8, 3, 64, 64), 0.7)
+    assert torch.allclose(augment(images, 1.0, ("translation", "elastic")), images, atol=1e-5)
+
+
+def test_augmentation_is_as_strong_as_it_says():
+    ramp = torch.arange(64.0).expand(64, 3, 64, 64) / 32 - 1  # a pixel is 1 / 32
+    shifted = (augment(ramp, 1.0, ("translation",)) - ramp)[..., 8:-8].abs().amax(dim=(1, 2, 3)) * 32
+    assert 6 < shifted.max() < 8.01
+    bent = (augment(ramp, 1.0, ("elastic",)) - ramp)[..., 8:-8].abs().amax() * 32
+    assert 1 < bent < 2 * 0.03 * 64, "the cubic between its points goes beyond them"
+    noise = (augment(ramp, 1.0, ("noise",)) - ramp).std(dim=(1, 2, 3))
+    assert 0.08 < noise.max() < 0.11 and noise.min() < 0.02
+
+
+def test_augmentation_without_strength_leaves_images_as_they_are(monkeypatch):
+    monkeypatch.setattr(
+        Rows, "rand", lambda rows, *shape, device: torch.full((rows.total, *shape), 0.5)
+    )  # the middle of all ranges
+    images = torch.rand(4, 3, 64, 64) * 1.6 - 0.8
+    for kind in set(KINDS) - {"noise"}:
+        assert torch.allclose(augment(images, 1.0, (kind,)), images, atol=1e-4), kind
+
+
 def test_augmentation_strength_follows_the_discriminator_and_is_bounded():
     assert adapt(0.1, 0.95, 1000) > 0.1 > adapt(0.1, 0.5, 1000)
     assert adapt(MOST, 1.0, 10**6) == MOST and adapt(0.0, 0.0, 1000) == 0.0
@@ -427,8 +518,8 @@ def test_every_objective_takes_steps_with_every_discriminator(objective, discrim
     assert sum(changed) > len(changed) / 2
 
 
-@pytest.mark.parametrize(("discriminator", "window"), [("residual", 32), ("projected", None)])
-def test_a_restored_run_goes_on_bit_for_bit(discriminator, window):
+@pytest.mark.parametrize(("discriminator", "window", "taught"), [("residual", 32, [3, 2]), ("projected", None, [5, 0])])
+def test_a_restored_run_goes_on_bit_for_bit(discriminator, window, taught):
     batches = [torch.rand(4, 3, 64, 64) * 2 - 1 for _ in range(5)]
     whole = trainer(discriminator=discriminator, window=window, grow_images=4, grading=1.0)
     whole.strength = 0.4
@@ -442,9 +533,18 @@ def test_a_restored_run_goes_on_bit_for_bit(discriminator, window):
         assert torch.equal(whole.train_on(batch, LABELS), again.train_on(batch, LABELS))
     assert again.strength == whole.strength and len(again._verdicts) == len(whole._verdicts)
     assert str(whole.step.graders.state_dict()) == str(again.step.graders.state_dict())
+    assert [grader.steps.item() for grader in again.step.graders] == taught  # by whole images and by windows
     for name, value in whole.step.generator.state_dict().items():
         other = again.step.generator.state_dict()[name]
         assert value == other if isinstance(value, float) else torch.equal(value, other)
+    assert all(torch.equal(a, b) for a, b in zip(whole.ema.parameters(), again.ema.parameters(), strict=True))
+
+
+def test_the_average_paints_at_the_size_that_the_generator_has_reached():
+    run = trainer(grow_images=4)
+    for run.images, reached, side in ((0, 5.0, 32), (6, 5.5, 64), (8, 6.0, 64)):
+        run._view(4)
+        assert run.ema.growth == run.step.generator.growth == reached and run.resolution == side
 
 
 @pytest.mark.parametrize(("objective", "discriminator"), [("relativistic", "projected"), ("wgan", "residual")])

@@ -67,6 +67,12 @@ def test_a_pattern_has_its_grey_levels(period, wave, expected):
     assert levels == pytest.approx(expected, rel=0.02)
 
 
+def test_the_spectrum_of_many_images_is_the_mean_over_all(monkeypatch):
+    at_once = power_spectrum(FRESH[:20])
+    monkeypatch.setattr(artefacts, "_CHUNK", 8)
+    assert power_spectrum(FRESH[:20]) == pytest.approx(at_once, rel=1e-4)
+
+
 def test_a_pattern_that_no_eye_sees_is_reported_and_not_objected_to(monkeypatch):
     images = checkerboard(FRESH, 2, 3)
     monkeypatch.setattr(artefacts, "VISIBLE", 4.0)
@@ -99,6 +105,20 @@ def test_cut_corners_are_named(colour, name):
     assert named(cut) == {name} or {name, "colour"} == named(cut)
     assert dead_corners(cut, black=colour == 0)[:30].all()
     assert not dead_corners(cut, black=colour == 0)[30:].any()
+
+
+@pytest.mark.parametrize("place", ["training", "held_out", None])
+def test_what_real_patches_of_either_side_have_is_no_fault(place):
+    def spoilt(images):
+        images = checkerboard(images, 2, 3)
+        images[: len(images) // 5, :6, :6] = 0
+        return images
+
+    real = {"training": TRAIN, "held_out": HELD_OUT}
+    real |= {place: spoilt(real[place])} if place else {}
+    section = artefacts_section(image_set(spoilt(FRESH)), *(image_set(images) for images in real.values()))
+    faults = {finding.test for finding in section.findings} & {"black corners", "checkerboard"}
+    assert faults == (set() if place else {"black corners", "checkerboard"})
 
 
 def test_dark_nuclei_in_a_corner_are_no_dead_corner():

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
+from common.pictures import grid
 from metrics import turned_search
-from metrics.copies import Gallery, copies_section, pixel_suspicions, turned_suspicion
+from metrics.copies import Gallery, Suspicion, copies_section, pixel_suspicions, turned_suspicion
 from metrics.features import Extractor
-from metrics.pixel_search import half_matches, sketches, symmetries, undo, whole_matches
+from metrics.pixel_search import Matches, half_matches, sketches, symmetries, undo, whole_matches
 from tests.drawn_tissue import drawn_tissue
 
 TRAIN, HELD_OUT, FRESH = drawn_tissue(150, 64, 0, 2.5), drawn_tissue(60, 64, 1, 2.5), drawn_tissue(95, 64, 2, 2.5)
@@ -116,6 +117,33 @@ def test_the_text_says_what_was_compared():
     text = copies_section(fresh, names, [*pixels, turned], GALLERY).explanation
     assert "all 150 training patches" in text and "turned by any angle" in text
     assert "any angle" not in copies_section(fresh, names, pixels, GALLERY).explanation
+
+
+def suspicion(kind, excess, held_out):
+    """Four images, whose best matches are patches 2, 3, 4, 5, turned by 0, 1, 2, 3 quarters."""
+    return Suspicion(kind, 0.5, np.array(excess), np.array(held_out), Matches(np.array(excess), np.arange(2, 6), np.arange(4)))
+
+
+def test_images_are_not_accused_of_what_held_out_patches_do_as_often():
+    excess = [0.5, 1.5, 0.5, 0.5]
+    for held_out, accused in (([0.5, 0.5, 1.5, 0.5], False), ([0.5] * 4, True)):
+        found = copies_section(FRESH[:4], np.arange(4), [suspicion("whole image", excess, held_out)], GALLERY)
+        assert bool(found.findings) == accused
+
+
+def test_each_suspicious_image_is_shown_beside_its_patch_in_its_turn(monkeypatch):
+    shown = []
+    monkeypatch.setattr("metrics.copies.grid", lambda cells, columns: shown.append(cells) or grid(cells, columns))
+    kinds = suspicion("whole image", [0.1, 0.9, 0.2, 0.8], [0.5] * 4), suspicion("half image", [0.3, 0.2, 0.7, 0.1], [0.5] * 4)
+    pairs = copies_section(FRESH[:4], np.arange(4), list(kinds), GALLERY).numbers["most_suspicious"]
+    assert [pair[:3] for pair in pairs] == [
+        ["1", "patch 3", "whole image"],
+        ["3", "patch 5", "whole image"],
+        ["2", "patch 4", "half image"],
+        ["0", "patch 2", "half image"],
+    ]
+    patches = undo(TRAIN[3], 1), undo(TRAIN[5], 3), undo(TRAIN[4], 2), TRAIN[2]
+    assert (shown[0][1::2, ::2, ::2] == np.stack(patches)).all() and (shown[0][::2, ::2, ::2] == FRESH[[1, 3, 2, 0]]).all()
 
 
 def test_the_match_names_the_patch_and_its_turn():

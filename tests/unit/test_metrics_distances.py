@@ -107,6 +107,30 @@ def test_precision_and_recall_equal_torch_fidelity():
     assert (ours["precision"], ours["recall"]) == pytest.approx((precision, recall))
 
 
+def test_density_and_coverage_equal_counting():
+    real, fake = features(40), features(50, 0.2, seed=1)
+    apart = np.linalg.norm(real[:, None] - real[None], axis=2)
+    radius = np.sort(apart, axis=1)[:, 5]  # each is its own nearest
+    inside = np.linalg.norm(real[:, None] - fake[None], axis=2) <= radius[:, None]
+    found = coverage_metrics(real, fake)
+    assert found["density"] == pytest.approx(inside.sum() / (5 * 50))
+    assert found["coverage"] == pytest.approx(inside.any(1).mean())
+
+
+def test_many_images_are_measured_part_by_part_with_the_same_result(monkeypatch):
+    a, b, slides = features(60), features(50, 0.2, seed=1), np.arange(60) % 7
+    measures = (
+        lambda: kid(a, b),
+        lambda: kid(a, b, slides),
+        lambda: tuple(coverage_metrics(a, b).values()),
+        lambda: kth_distances(a, 4),
+    )
+    at_once = [measure() for measure in measures]
+    monkeypatch.setattr("metrics.distances._ROWS", 16)
+    for measure, expected in zip(measures, at_once, strict=True):
+        assert measure() == pytest.approx(expected)
+
+
 def test_coverage_metrics_tell_collapse_from_nonsense():
     real = features(200)
     collapsed = coverage_metrics(real, np.repeat(real[:1], 200, 0) + 1e-3)

@@ -71,6 +71,18 @@ def test_repeats_that_held_out_patches_have_too_are_none():
     assert all("repetition" not in finding.text for finding in diversity_section(*sets, parts, 0).findings)
 
 
+@pytest.mark.parametrize(("again", "accused"), [(0, True), (12, True), (18, False)])
+def test_repeats_are_counted_beyond_those_of_held_out_patches(again, accused):
+    """24 of 60 images come again, and so do some held-out patches: up to 15 % more than these are borne."""
+    real, held_out, made = labelled(0), labelled(1), labelled(2)
+    for part, count in ((held_out, again), (made, 24)):
+        part.features[60 : 60 + count] = np.tile(part.features[60 : 60 + count // 2], (2, 1))
+    sets = [as_images(part) for part in (real, held_out, made)]
+    section = diversity_section(*sets, {"train": real.features, "held_out": held_out.features, "fake": made.features}, 0)
+    shares = [section.numbers["gleason3"][side]["repeats"] for side in ("generated", "held_out")]
+    assert shares == pytest.approx([24 / 60, again / 60]) and bool(section.findings) == accused
+
+
 def test_varied_images_are_not_accused():
     assert variety(labelled(2).features).findings == []
 
@@ -96,6 +108,17 @@ def test_shuffled_labels_are_named():
     assert section.numbers["held-out real"]["balanced_accuracy"] > 0.85
 
 
+@pytest.mark.parametrize(("wrong", "accused"), [(6, False), (30, True)])
+def test_labels_are_objected_to_from_half_the_margin_over_guessing(wrong, accused):
+    """Half of them right is more than half of what held-out patches reach, and less than halfway to it from 1 in 3."""
+    fake = labelled(2, 0.3)
+    labels = np.concatenate([np.roll(np.unique(LABELS), -k)[np.repeat([1, 0], [wrong, 60 - wrong])] for k in range(3)])
+    section = grades_section(labelled(0, 0.3), labelled(1, 0.3), replace(fake, labels=labels))
+    assert section.numbers["held-out real"]["balanced_accuracy"] > 0.97
+    assert section.numbers["generated"]["balanced_accuracy"] == pytest.approx(1 - wrong / 60, abs=0.01)
+    assert bool(section.findings) == accused
+
+
 def test_good_images_help_where_real_ones_are_few_and_noise_does_not():
     few = labelled(0, 2.5).take(np.arange(0, 180, 2))
     held_out, good = labelled(1, 2.5), labelled(2, 2.5)
@@ -104,6 +127,8 @@ def test_good_images_help_where_real_ones_are_few_and_noise_does_not():
     worse = utility_section(few, held_out, wrong, 0)
     assert section.numbers["gain"]["value"] > worse.numbers["gain"]["value"] + 0.05
     assert worse.numbers["generated"]["value"] < 0.4 < section.numbers["generated"]["value"]
+    real, both = (section.numbers[name]["value"] for name in ("real", "real and generated"))
+    assert section.numbers["gain"]["value"] == pytest.approx(both - real)
     assert utility_section(few, held_out, good, 0).numbers == section.numbers
 
 

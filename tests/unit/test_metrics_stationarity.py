@@ -73,6 +73,22 @@ def test_fields_are_relative_to_their_image():
     assert fields(dark).mean((2, 3)) == pytest.approx(0, abs=1e-3)
 
 
+def test_the_fields_of_turned_images_are_the_turned_fields():
+    turned = fields(np.ascontiguousarray(np.rot90(FRESH[:3], 1, (1, 2))))
+    assert turned == pytest.approx(np.rot90(fields(FRESH[:3]), 1, (2, 3)), abs=1e-4)
+
+
+def test_what_held_out_patches_show_as_well_is_no_fault(monkeypatch):
+    """A deviation of 12 standard errors in every field, beside 10 and beside 8 of held-out patches."""
+    for control, accused in ((10.0, False), (8.0, True)):
+        found = iter([12.0, control])
+        monkeypatch.setattr(
+            "metrics.stationarity.deviations", lambda *_, found=found: dict.fromkeys(FIELDS, np.full((4, 4), next(found)))
+        )
+        result = section(FRESH[:20], TRAIN[:20], HELD_OUT[:20])
+        assert bool(result.findings) == accused and result.numbers["contrast"]["limit"] == pytest.approx(1.3 * control)
+
+
 def test_large_images_are_reduced():
     assert position_maps(np.full((3, 300, 300, 3), 200, np.uint8)).means["fine"].shape == (5, 100, 100)
 

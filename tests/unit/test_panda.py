@@ -135,6 +135,24 @@ def test_split_is_stratified_and_depends_on_nothing_but_the_ids():
     assert sum(record.isup_grade == 5 for record in held_out) == 0
 
 
+def test_names_that_count_up_do_not_decide_who_is_held_out():
+    split = split_by_slide(records(100))
+    held_out = [rank for rank, name in enumerate(sorted(split)) if split[name] == "test"]
+    assert len(held_out) == 15 and 30 < np.mean(held_out) < 70 and max(np.diff(held_out)) > 1
+
+
+def test_four_slides_are_enough_to_hold_one_out_however_small_the_share():
+    for count, expected in ((3, 0), (4, 1)):
+        assert list(split_by_slide(records(count), 0.1).values()).count("test") == expected
+
+
+def test_what_rounding_takes_from_a_grade_of_both_providers_is_given_back_to_it():
+    slides = records(3, "karolinska", 5) + records(3, "radboud", 5) + records(10, "radboud", 1)
+    split = split_by_slide(slides)
+    held_out = sorted(record.isup_grade for record in slides if split[record.slide_id] == "test")
+    assert held_out == [1, 5]
+
+
 def test_slides_keep_their_side_when_more_arrive():
     few, many = records(24), records(200)
     before = split_by_slide(few)

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from common.errors import UserError
 from data.augment import Augmentation
 from data.dataset import PatchDataset
 from data.manifest import Patch, write_manifest
 from models.augment import ADAPT_IMAGES, Rows, augment
-from models.config import dcgan_config
+from models.config import dcgan_config, improved_config
 from training import checkpoint, options, resume
 from training import step as step_module
 from training.config import TrainConfig
@@ -366,6 +367,37 @@ def test_the_average_moves_towards_the_generator_by_its_half_life(images, half_l
         torch.testing.assert_close(average, kept * old + (1 - kept) * new)
 
 
+def test_the_learning_rate_falls_over_the_whole_run():
+    run = make_run(lr_decay="cosine", epochs=2, lr_g=8e-3, lr_d=2e-3, warmup_images=0)
+    run.images = 100  # of 200
+    assert handed(run, 1)[0].rates == pytest.approx([4e-3, 1e-3])
+
+
+def test_slowing_down_halves_both_learning_rates_and_is_kept():
+    run = make_run(lr_g=8e-3, lr_d=2e-3, warmup_images=0)
+    run.slow_down()
+    assert handed(run, 1)[0].rates == pytest.approx([4e-3, 1e-3])
+    assert (run.state()["config"]["lr_g"], run.state()["config"]["lr_d"]) == (4e-3, 1e-3)
+
+
+def test_the_seed_decides_the_weights_that_a_run_begins_with():
+    first, again, other = (torch.cat([p.flatten() for p in make_run(seed=s).step.generator.parameters()]) for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_share_of_patches_taken_for_real_is_by_their_own_labels():
+    run, images = make_run(), torch.zeros(10, 3, 64, 64)
+
+    class Judge(nn.Module):
+        def forward(self, images, labels):
+            return images[:, 0, 0, 0] + labels - 1.5  # above 0 where light, or of class 2
+
+    run.step.discriminator = Judge()
+    images[[0, 1, 5, 9]] = 5.0
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2])
+    assert run.share_judged_real(images, labels) == pytest.approx(0.6)
+
+
 # -- what a run keeps, and what it goes on with
 
 
@@ -390,6 +422,35 @@ def test_a_checkpoint_holds_the_best_score_and_what_the_augmentation_follows(tmp
     assert torch.stack(again._verdicts).tolist() == pytest.approx([0.9] * 3)
 
 
+def test_a_checkpoint_holds_each_network_under_its_own_name():
+    run, again = make_run(), make_run(seed=1)
+    handed(run, 2)
+    state = run.state()
+    again.restore(state)
+    for name, network in (("generator", again.step.generator), ("discriminator", again.step.discriminator), ("ema", again.ema)):
+        own = {"generator": run.step.generator, "discriminator": run.step.discriminator, "ema": run.ema}[name]
+        assert all(torch.equal(value, own.state_dict()[key]) for key, value in network.state_dict().items()), name
+    assert not all(torch.equal(a, b) for a, b in zip(again.ema.parameters(), again.step.generator.parameters(), strict=True))
+
+
+def test_looking_at_the_average_leaves_the_generator_in_training():
+    run = make_run()
+    before = copy.deepcopy(run.step.generator.state_dict())
+    run.sampler()
+    assert run.step.generator.training and all(torch.equal(a, before[name]) for name, a in run.step.generator.state_dict().items())
+
+
+def test_bare_weights_are_those_of_the_average_too():
+    run, other = make_run(), make_run(seed=1).step
+    run.restore_legacy(other.generator.state_dict(), other.discriminator.state_dict())
+    for network, taken in (
+        (run.step.generator, other.generator),
+        (run.ema, other.generator),
+        (run.step.discriminator, other.discriminator),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), taken.parameters(), strict=True))
+
+
 def test_a_resumed_run_keeps_its_settings_and_takes_the_typed_ones():
     before = TrainConfig("x", "label", augmentation={"flips": 0.5, "noise": 2.0}, r1=0.3, lr_g=1e-3)
     state = {"config": before.to_dict(), "model": dcgan_config(64, CLASSES).to_dict()}
@@ -400,6 +461,30 @@ def test_a_resumed_run_keeps_its_settings_and_takes_the_typed_ones():
     assert resumed() == before
     changed = resumed("--flips", "0.25", "--elastic", "1.5", "--lr_g", "0.004")
     assert changed == replace(before, augmentation={"flips": 0.25, "noise": 2.0, "elastic": 1.5}, lr_g=4e-3)
+
+
+def test_another_objective_brings_its_penalties_except_for_typed_ones():
+    model = improved_config(64, CLASSES)
+    state = {"config": TrainConfig("x", "label", objective="hinge", r1=0.3).to_dict(), "model": model.to_dict()}
+    flags = ["--patches", "x", "--objective", "wgan"]
+    plain, typed = (
+        resume.merged_config(options.make_parser("").parse_args([*flags, *more]), state, {})
+        for more in ([], ["--gradient_penalty", "3"])
+    )
+    assert plain.objective == "wgan" and plain.gradient_penalty not in (0.0, 3.0) and plain.r1 == 0.0
+    assert typed == replace(plain, gradient_penalty=3.0)
+
+
+def test_the_size_of_a_run_is_that_of_the_images_that_come_out():
+    model = improved_config(128, CLASSES, reduced_to=64)
+    state = {"config": TrainConfig("x", "label").to_dict(), "model": model.to_dict()}
+
+    def resumed(size):
+        return resume.merged_config(options.make_parser("").parse_args(["--patches", "x", "--image_size", size]), state, {})
+
+    assert resumed("64") == TrainConfig("x", "label")
+    with pytest.raises(UserError, match="contradicts the checkpoint's 64"):
+        resumed("128")
 
 
 @pytest.fixture

@@ -39,6 +39,16 @@ def test_tissue_is_found_on_any_glass_and_in_any_stain(glass, colour):
     assert overlap(tissue.find_tissue(overview(glass, colour)), drawn_area()) > 0.9
 
 
+def test_tissue_is_found_as_large_as_it_is():
+    assert tissue.find_tissue(overview()).sum() == pytest.approx(drawn_area().sum(), rel=0.05)
+
+
+def test_dust_is_not_tissue():
+    image = overview()
+    image[20:25, 200:205] = 205, 130, 185
+    assert not tissue.find_tissue(image)[:, 150:].any()
+
+
 def test_white_padding_beside_grey_glass_is_not_tissue():
     image = overview(glass=(240, 240, 242))
     image[:, 200:] = 255
@@ -78,6 +88,20 @@ def test_pen_is_found_and_is_not_tissue(ink):
     assert pen[91:97, 22:278].mean() > 0.95
     assert not pen[:80].any()
     assert not tissue.find_tissue(image)[91:97].any()
+
+
+def test_pigment_is_no_pen_although_there_is_pen_elsewhere():
+    image = overview()
+    image[180:186, 20:280] = INKS["blue"]
+    image[100:103, 90:93] = INKS["black"]
+    pen = tissue.find_pen(image)
+    assert pen[183, 100] and not pen[:160].any()
+
+
+def test_dark_nuclei_are_not_ink():
+    image = overview()
+    image[100:120, 80:100] = 46, 44, 76  # as dark and nearly as grey as black ink, but bluish
+    assert not tissue.find_pen(image).any()
 
 
 @pytest.mark.parametrize("colour", [(205, 130, 185), (120, 80, 160), (200, 70, 110), (225, 120, 160)])
@@ -138,6 +162,12 @@ def test_a_patch_that_is_half_blurred_is_blurred_and_one_corner_is_forgiven():
     assert not tissue.Inspection(corner).is_blurred()
 
 
+def test_glass_beside_sharp_tissue_is_not_taken_for_blurred():
+    patch = tissue_texture(256, 256, 6)
+    patch[:, 128:] = 245
+    assert not tissue.Inspection(patch).is_blurred()
+
+
 @pytest.mark.parametrize("side", [16, 33, 64, 100])
 def test_small_patches_can_be_judged_too(side):
     sharp = tissue_texture(side, side, 7)
@@ -145,9 +175,11 @@ def test_small_patches_can_be_judged_too(side):
     assert tissue.Inspection(np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(4)))).is_blurred()
 
 
-def test_a_slide_scanned_finer_is_not_taken_for_blurred():
-    doubled = Image.fromarray(tissue_texture(256, 256, 4)).resize((512, 512), Image.Resampling.BICUBIC)
-    assert not tissue.Inspection(np.asarray(doubled), 0.25).is_blurred()
+@pytest.mark.parametrize("times", [2, 4])
+def test_a_slide_scanned_finer_is_not_taken_for_blurred(times):
+    finer = Image.fromarray(tissue_texture(256, 256, 4)).resize((256 * times, 256 * times), Image.Resampling.BICUBIC)
+    assert not tissue.Inspection(np.asarray(finer), 0.5 / times).is_blurred()
+    assert tissue.Inspection(np.asarray(finer), 0.5).is_blurred() == (times == 4), "four times larger, detail is rough"
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
