@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
         help="patches altogether, balanced over grade and provider (default: %(default)s)",
     )
     amount.add_argument("--max_per_slide", type=cli.positive_int, help="patches from one slide at most (default: no limit)")
-    amount.add_argument("--seed", type=int, default=0, help="decides among equal patches (default: %(default)s)")
+    amount.add_argument("--seed", type=cli.natural, default=0, help="decides among equal patches (default: %(default)s)")
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--workers",

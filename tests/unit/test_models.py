@@ -85,6 +85,7 @@ def test_calibrated_statistics_are_those_of_the_networks_own_activations():
     torch.manual_seed(0)
     generator, _ = build(dcgan_config(64, 0))
     batches = [(torch.randn(16, 100), None) for _ in range(4)]
+    calibrate_batch_norm(generator, [(torch.randn(16, 100) + 5, None)])  # what was found before must not count
     calibrate_batch_norm(generator, batches)
     first = generator.main[1]
     outputs = torch.cat([generator.main[0](z[:, :, None, None]) for z, _ in batches])
