@@ -241,6 +241,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values and combinations that cannot be meant (exit 2)."""
     if args.batch_size == 1:
         parser.error("--batch_size 1 leaves batch normalisation nothing to average; use at least 2")
+    if args.model == "dcgan" and (others := given(args, MODEL_FLAGS)):
+        parser.error(f"--{next(iter(others))} belongs to --model improved, which dcgan is not; leave one of the two out")
     if world_size() > 1:
         for name in ("dry_run", "preview_augmentation", "auto_batch"):
             if getattr(args, name):

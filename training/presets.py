@@ -98,10 +98,8 @@ def preset_for(device: torch.device) -> str:
 
 
 def model_config(args: argparse.Namespace, num_classes: int, device: torch.device) -> ModelConfig:
-    """The networks that the flags ask for. Raises UserError for a flag that the model does not have."""
+    """The networks that the flags ask for."""
     model, chosen = args.model or DEFAULT_MODEL, options.given(args, options.MODEL_FLAGS)
-    if model == "dcgan" and chosen:
-        raise UserError(f"--{next(iter(chosen))} belongs to --model improved; add it or leave the flag out")
     chosen.setdefault("preset", preset_for(device))
     return networks(model, args.image_size or DEFAULT_SIZE, num_classes, **chosen)
 

@@ -265,6 +265,7 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
     assert "leave one of them out" in run(patches, tmp_path, "--condition", "none", "--grading", 1, expect=1)
     assert "no checkpoint" in run(patches, tmp_path, "--resume", tmp_path / "x.pt", expect=1)
     assert "at least 2" in run(patches, tmp_path, "--batch_size", 1, expect=2)
+    assert "--norm belongs to --model improved" in run(patches, tmp_path, "--model", "dcgan", "--norm", "instance", expect=2)
     assert "--run_name" in run(patches, tmp_path, "--run_name", "../x", expect=2)
     assert not list(tmp_path.rglob("*.pt"))
 

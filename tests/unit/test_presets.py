@@ -67,11 +67,6 @@ def test_small_images_are_painted_larger_and_the_baselines_are_not(size):
     assert baseline.output_size == baseline.image_size == presets.patch_size(flags(model="dcgan", image_size=size)) == (size or 256)
 
 
-def test_flags_of_the_other_model_are_refused():
-    with pytest.raises(UserError, match="--norm belongs to --model improved"):
-        presets.model_config(flags(model="dcgan", norm="instance"), 3, CPU)
-
-
 def test_a_checkpoints_networks_are_kept():
     model = improved_config(64, 3, "gpu", attention=False)
     presets.check_same_networks(flags(preset="gpu", attention=False, norm="demodulation"), model)
