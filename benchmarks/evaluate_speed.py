@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import cli
 from data.dataset import decode, list_patches
 from data.holdout import train_and_held_out
-from metrics import evaluation
+from metrics import evaluation, turned_search
 from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
 from metrics.features import backbone, extract, inception
@@ -66,7 +66,7 @@ def main() -> None:
         return features
 
     evaluation.extract = timed_extract
-    evaluation.turned_suspicion.__globals__["extract"] = timed_extract
+    evaluation.turned_suspicion.__globals__["extract"] = turned_search.extract = timed_extract
     print(
         f"{len(fake)} generated, {len(train)} training, {len(held_out)} held-out, {args.size} px, {torch.get_num_threads()} threads"
     )
