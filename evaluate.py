@@ -26,7 +26,7 @@ from data.dataset import PatchFile, class_of, condition_of, content_of, list_pat
 from data.holdout import TRAINED_ON, groups_of, train_and_held_out
 from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
-from metrics.features import backbone, inception
+from metrics.features import inception, lite0
 from metrics.images import ImageSet, choose, draw_set, read_images, side_of
 from metrics.pixel_search import SIDE
 from metrics.report import headline, write_report
@@ -120,11 +120,8 @@ def main() -> int:
     made = list_patches(args.images, "run generate.py or name the generated images' folder with --images") if args.images else []
     networks, notes = Networks(inception(args.weights, device)), [TRAINED_ON] if held_out[0].split == "train" else []
     if LITE0_WEIGHTS.installed():
-        lite0 = Lite0().to(device, memory_format=torch.channels_last)
-        digest = LITE0_WEIGHTS.digest
-        second = backbone("efficientnet-lite0", digest, lite0.pooled, device)
-        symmetric = backbone("efficientnet-lite0-symmetric", digest, lite0.symmetric_statistics, device, 64)
-        networks = Networks(networks.standard, second, symmetric)
+        network = Lite0().to(device, memory_format=torch.channels_last)
+        networks = Networks(networks.standard, *lite0(network, LITE0_WEIGHTS.digest, device))
     else:
         notes.append(f"No second feature space, and no search for copies in other than quarter turns: run {INSTALL}")
     notes += [f"Left out, as asked: {', '.join(args.skip)}."] if args.skip else []

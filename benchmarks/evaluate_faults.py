@@ -24,7 +24,7 @@ from common.labels import known
 from data.dataset import decode, list_patches, slide_of
 from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
-from metrics.features import backbone
+from metrics.features import lite0
 from metrics.images import ImageSet, read_images
 from metrics.pixel_search import SIDE
 from models.features import LITE0_WEIGHTS, Lite0
@@ -119,8 +119,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("datasets/.features"), help="default %(default)s")
     args = parser.parse_args()
     network = Lite0().to(memory_format=torch.channels_last)
-    second = backbone("efficientnet-lite0", LITE0_WEIGHTS.digest, network.pooled, "cpu")
-    symmetric = backbone("efficientnet-lite0-symmetric", LITE0_WEIGHTS.digest, network.symmetric_statistics, "cpu", 64)
+    second, symmetric = lite0(network, LITE0_WEIGHTS.digest, "cpu")
     networks = Networks(second, None, symmetric)
     everything, thumbnails, test = read(args.patches, args.size)
     slides = np.unique(everything.groups[test])

@@ -24,7 +24,7 @@ from data.holdout import train_and_held_out
 from metrics import evaluation, turned_search
 from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
-from metrics.features import backbone, extract, inception
+from metrics.features import extract, inception, lite0
 from metrics.images import image_set, read_images
 from metrics.pixel_search import SIDE
 from models.features import LITE0_WEIGHTS, Lite0
@@ -52,11 +52,7 @@ def main() -> None:
     train, held_out, fake = (image_set(read(files), [f.label for f in files]) for files in (train_files, held_out_files, chosen))
     gallery = Gallery(read(train_files, SIDE), train.names, lambda index: train.images[index])
     network = Lite0().to(memory_format=torch.channels_last)
-    networks = Networks(
-        inception(),
-        backbone("efficientnet-lite0", LITE0_WEIGHTS.digest, network.pooled, "cpu"),
-        backbone("efficientnet-lite0-symmetric", LITE0_WEIGHTS.digest, network.symmetric_statistics, "cpu", 64),
-    )
+    networks = Networks(inception(), *lite0(network, LITE0_WEIGHTS.digest, "cpu"))
     inside = []
 
     def timed_extract(*arguments, **options):

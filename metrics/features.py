@@ -94,3 +94,11 @@ def backbone(name: str, weights: str, pooled: Callable[[Tensor], Tensor], device
         return pooled(scaled.contiguous(memory_format=torch.channels_last))
 
     return Extractor(f"{name}-{size}", weights, run, device)
+
+
+def lite0(network: nn.Module, weights: str, device: str) -> tuple[Extractor, Extractor]:
+    """EfficientNet-Lite0 (models.features) on ``device`` as a second feature space, and to search for copies by: (N, 1280), and
+    (N, 384) that are the same in every quarter turn. weights: their SHA-256.
+    """
+    second = backbone("efficientnet-lite0", weights, network.pooled, device)
+    return second, backbone("efficientnet-lite0-symmetric", weights, network.symmetric_statistics, device, 64)

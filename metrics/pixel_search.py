@@ -88,13 +88,11 @@ def whole_matches(images: np.ndarray, gallery: np.ndarray, what: str, device: st
     one side what it loses at the other, so only the part that both share counts: of a patch moved by an eighth each way, three
     quarters. Takes about 24 us an image and patch on one CPU thread; ``what`` to call it meanwhile.
     """
-    turned = np.concatenate([unit(picture, NOISE) for picture in symmetries(images)]).reshape(-1, SIDE, SIDE)
-    spectra = torch.fft.rfft2(torch.from_numpy(turned).to(device)).conj().resolve_conj()
+    turned = spectra(np.concatenate(symmetries(images)), device).conj().resolve_conj()
     score, index = torch.full((len(turned),), -1.0, device=device), torch.zeros(len(turned), dtype=torch.long, device=device)
     rows = 1 if torch.device(device).type == "cpu" else _TURNS_ON_GPU
     for start in track(range(0, len(gallery), _PATCHES), what, unit=f"times {_PATCHES} patches"):
-        patches = torch.from_numpy(unit(gallery[start : start + _PATCHES], NOISE)).reshape(-1, SIDE, SIDE)
-        likeness, nearest = _over_all_shifts(spectra, torch.fft.rfft2(patches.to(device)), rows)
+        likeness, nearest = over_all_shifts(turned, spectra(gallery[start : start + _PATCHES], device), rows)
         index = torch.where(likeness > score, nearest + start, index)
         score = torch.maximum(likeness, score)
     score, index = (part.reshape(8, len(images)).cpu().numpy() for part in (score, index))
@@ -103,10 +101,18 @@ def whole_matches(images: np.ndarray, gallery: np.ndarray, what: str, device: st
     return Matches(score[at].astype(float), index[at], symmetry)
 
 
-def _over_all_shifts(spectra: Tensor, patches: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Largest correlation of each of (N, 32, 17) conjugate spectra with any of (P, 32, 17), and with which, (N,) each."""
+def spectra(pictures: np.ndarray, device: str | torch.device) -> Tensor:
+    """Of sketches (N, 32, 32), scaled so that products are correlations: (N, 32, 17)."""
+    flat = torch.from_numpy(_unit(pictures, NOISE)).to(device)
+    return torch.fft.rfft2(flat.reshape(-1, SIDE, SIDE))
+
+
+def over_all_shifts(turned: Tensor, patches: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Largest correlation of each of (N, 32, 17) conjugate spectra with any of (P, 32, 17), and with which, (N,) each. rows: that
+    are taken at a time.
+    """
     found = []
-    for part in spectra.split(rows):
+    for part in turned.split(rows):
         maps = torch.fft.irfft2(part[:, None] * patches, s=(SIDE, SIDE))
         found.append(maps.flatten(2).amax(2).max(1))
     return torch.cat([best.values for best in found]), torch.cat([best.indices for best in found])
@@ -115,17 +121,17 @@ def _over_all_shifts(spectra: Tensor, patches: Tensor, rows: int) -> tuple[Tenso
 def half_matches(images: np.ndarray, gallery: np.ndarray) -> Matches:
     """Best matches of any half of sketches (N, 32, 32) with the same half of the gallery's (M, 32, 32), unshifted."""
     textured = max(BLANK_HALF * float(np.median(gallery.std((1, 2)))), NOISE)
-    half_galleries = [unit(gallery[window], textured) for window in _HALVES]
+    half_galleries = [_unit(gallery[window], textured) for window in _HALVES]
     best = Best(len(images))
     for start in range(0, len(images), _CHUNK):
         at = slice(start, start + _CHUNK)
         for symmetry, turned in enumerate(symmetries(images[at])):
             for window, half_gallery in zip(_HALVES, half_galleries, strict=True):
-                best.update(at, unit(turned[window], textured) @ half_gallery.T, symmetry)
+                best.update(at, _unit(turned[window], textured) @ half_gallery.T, symmetry)
     return best.matches()
 
 
-def unit(pictures: np.ndarray, least: float) -> np.ndarray:
+def _unit(pictures: np.ndarray, least: float) -> np.ndarray:
     """Flat vectors without mean, of length 1; below ``least`` in median absolute deviation they become 0."""
     flat = pictures.reshape(len(pictures), -1)
     blank = np.median(np.abs(flat - np.median(flat, axis=1, keepdims=True)), axis=1, keepdims=True) < least
