@@ -244,7 +244,8 @@ def _check_same(before: dict, settings: ExtractSettings) -> None:
         different.append("max_patches")  # more can be added later, fewer would mean to delete
     if different:
         named = ", ".join(f"{name} {before[name]}" for name in different)
-        raise UserError(f"{settings.output_dir} was made with {named}; use the same settings again or another --output_dir")
+        same = "at least as many" if different == ["max_patches"] else "the same settings again"
+        raise UserError(f"{settings.output_dir} was made with {named}; use {same} or another --output_dir")
 
 
 def _versions() -> dict[str, str]:

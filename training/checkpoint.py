@@ -46,14 +46,14 @@ def load(path: Path) -> dict:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
-                raise UserError(f"{path} is damaged (checksum of {damaged}); resume from an older checkpoint")
+                raise UserError(f"{path} is damaged (checksum of {damaged}); use an older checkpoint")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 damaged bytes make an unpickler raise anything at all
         foreign = isinstance(error, pickle.UnpicklingError)
         reason = "it is none, or holds objects that could run code when loaded" if foreign else "the file is cut off or damaged"
-        raise UserError(f"{path} is not a whole checkpoint: {reason}; resume from another one") from error
+        raise UserError(f"{path} is not a whole checkpoint: {reason}; use another one") from error
     if not isinstance(state, dict) or not state:
         raise UserError(f"{path} holds no checkpoint; give a file that train.py wrote")
     if is_plain_state_dict(state):

@@ -134,6 +134,16 @@ def test_another_seed_chooses_other_places(settings, tmp_path):
     assert {patch.path for patch in one.patches} != {patch.path for patch in two.patches}
 
 
+def test_the_patch_that_does_not_divide_goes_to_a_slide_that_the_seed_decides(settings, tmp_path):
+    def larger(seed):
+        chosen = replace(settings, max_patches=7, seed=seed, output_dir=tmp_path / f"seed{seed}")
+        return [slide for slide, count in Counter(patch.slide_id for patch in extract(chosen).patches).items() if count == 2]
+
+    chosen = [larger(seed) for seed in range(4)]
+    assert all(len(slides) == 1 for slides in chosen)
+    assert len({slide for slides in chosen for slide in slides}) > 1
+
+
 def test_running_again_does_nothing_and_changes_nothing(settings):
     extract(settings)
     before = contents(settings.output_dir)
@@ -320,7 +330,12 @@ def test_what_was_deleted_by_hand_stays_away_once_that_is_told(settings):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"seed": 5}, "seed 0"), ({"min_tissue": 0.7}, "min_tissue"), ({"max_patches": 5}, "max_patches")]
+    ("change", "named"),
+    [
+        ({"seed": 5}, "seed 0; use the same settings"),
+        ({"min_tissue": 0.7}, "min_tissue"),
+        ({"max_patches": 5}, "max_patches 10; use at least as many"),
+    ],
 )
 def test_other_settings_in_a_used_folder_are_refused(settings, change, named):
     extract(replace(settings, max_patches=10))
