@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from metrics.images import ImageSet
+from metrics.images import MIN_IMAGES, ImageSet
 from metrics.section import Finding, Section, Table, worst
 from metrics.stationarity import optical_density
 
@@ -44,8 +44,13 @@ def add_colours(section: Section, fake: ImageSet, train: ImageSet, held_out: Ima
     _cast(section, *values, between_groups(values[1], train.groups) + 1e-4)
     # Without labels of the images' own, the differences between labels count on both sides.
     labels = [images.labels if fake.labels.astype(bool).any() else np.zeros(len(images)) for images in sets]
-    limit = VARIETY_LIMIT * (1 - np.sqrt(2 / len(fake)))
-    _variety(section, *(between_images(*pair) for pair in zip(values, labels, strict=True)), limit)
+    if not _variety(section, *(between_images(*pair) for pair in zip(values, labels, strict=True)), _least(len(fake))):
+        _variety_by_label(section, [images.labels for images in sets], values)
+
+
+def _least(count: int) -> float:
+    """What ``count`` images keep of the variety of training patches at least."""
+    return VARIETY_LIMIT * (1 - np.sqrt(2 / count))
 
 
 COLOUR_EXPLANATION = (
@@ -67,7 +72,8 @@ def _cast(section: Section, made: np.ndarray, reference: np.ndarray, control: np
     section.tables.append(Table("Shift of mean colour, in standard deviations between training slides", columns, rows))
 
 
-def _variety(section: Section, made: np.ndarray, reference: np.ndarray, control: np.ndarray, most: float) -> None:
+def _variety(section: Section, made: np.ndarray, reference: np.ndarray, control: np.ndarray, most: float) -> bool:
+    """Whether too little of it is left."""
     ratios, real = made / (reference + 1e-4), control / (reference + 1e-4)
     limits = np.minimum(most, CONTROL * real)
     rows, low = [], []
@@ -81,3 +87,29 @@ def _variety(section: Section, made: np.ndarray, reference: np.ndarray, control:
         section.findings.append(Finding("stain variety", text, values[0], least[0]))
     columns = ["", "generated", "held-out", "limit"]
     section.tables.append(Table("Variety of colour, over that of training patches", columns, rows))
+    return bool(low)
+
+
+def _variety_by_label(section: Section, labels: list[np.ndarray], values: list[np.ndarray]) -> None:
+    """The colour that varies least in each label: one label without variety is lost among others that have it."""
+    rows, low = [], []
+    for label in filter(None, np.unique(labels[0]).tolist()):
+        made, reference, control = (value[own == label] for value, own in zip(values, labels, strict=True))
+        if min(len(made), len(reference)) < MIN_IMAGES:
+            continue
+        unit = reference.std(0, ddof=1) + 1e-4
+        ratios, limits = made.std(0, ddof=1) / unit, np.full(len(COLOURS), _least(len(made)))
+        if kept := len(control) >= MIN_IMAGES:
+            real = control.std(0, ddof=1) / unit
+            limits = np.minimum(limits, CONTROL * real)
+        least = int(np.argmin(ratios / limits))
+        ratio, limit = float(ratios[least]), float(limits[least])
+        rows.append([label, COLOURS[least], f"{ratio:.2f}", f"{real[least]:.2f}" if kept else "-", f"{limit:.2f}"])
+        section.numbers[f"variety within {label}"] = {"colour": COLOURS[least], "generated": ratio, "limit": limit}
+        low += [(ratio / limit, f"{label} ({COLOURS[least]})", ratio, limit)] if ratio < limit else []
+    if low:
+        text = f"loss of stain variety within labels: nearly one stain in {', '.join(name for _, name, _, _ in low)}"
+        section.findings.append(Finding("stain variety", text, *min(low)[2:]))
+    if rows:
+        columns = ["", "colour that varies least", "generated", "held-out", "limit"]
+        section.tables.append(Table("Variety of colour within each label, over that of its training patches", columns, rows))

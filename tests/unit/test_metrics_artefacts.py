@@ -176,6 +176,29 @@ def test_a_stain_for_each_label_has_no_variety_either():
     assert told.numbers[found]["generated"] < told.numbers[found]["limit"] < 0.6 < untold.numbers[found]["generated"]
 
 
+def labelled(images, **parts):
+    return replace(image_set(images, np.array(["benign", "gleason3"])[np.arange(len(images)) % 2]), **parts)
+
+
+def test_one_label_with_one_stain_is_named_though_all_images_together_vary():
+    faded = FRESH.copy()
+    faded[::2] = one_stain(FRESH[::2])
+    section = artefacts_section(labelled(faded), labelled(TRAIN, groups=GROUPS), labelled(HELD_OUT))
+    (finding,) = section.findings
+    assert finding.test == "stain variety" and "benign (" in finding.text and "gleason3" not in finding.text
+    assert finding.value == section.numbers["variety within benign"]["generated"] < finding.limit < 0.5
+    assert section.numbers["variety within gleason3"]["generated"] > 0.6
+    table = section.tables[-1]
+    assert [row[0] for row in table.rows] == ["benign", "gleason3"] and table.rows[0][2] == f"{finding.value:.2f}"
+
+
+def test_a_label_of_a_handful_is_not_asked_for_variety():
+    few = labelled(np.concatenate([one_stain(FRESH)[:38:2], FRESH[1::2]]))
+    few = replace(few, labels=np.array(["benign"] * 19 + ["gleason3"] * (len(few) - 19)))
+    section = artefacts_section(few, labelled(TRAIN, groups=GROUPS), labelled(HELD_OUT))
+    assert section.findings == [] and "variety within benign" not in section.numbers
+
+
 def test_variety_is_counted_within_labels():
     values = np.array([[0.0], [2], [10], [12]])
     assert between_images(values, np.array(["a", "a", "b", "b"])) == pytest.approx(np.sqrt(2))
