@@ -44,13 +44,9 @@ def add_colours(section: Section, fake: ImageSet, train: ImageSet, held_out: Ima
     _cast(section, *values, between_groups(values[1], train.groups) + 1e-4)
     # Without labels of the images' own, the differences between labels count on both sides.
     labels = [images.labels if fake.labels.astype(bool).any() else np.zeros(len(images)) for images in sets]
-    if not _variety(section, *(between_images(*pair) for pair in zip(values, labels, strict=True)), _least(len(fake))):
+    spreads = (between_images(*pair) for pair in zip(values, labels, strict=True))
+    if not _variety(section, *_kept(*spreads, len(fake))):  # one fault, one finding
         _variety_by_label(section, [images.labels for images in sets], values)
-
-
-def _least(count: int) -> float:
-    """What ``count`` images keep of the variety of training patches at least."""
-    return VARIETY_LIMIT * (1 - np.sqrt(2 / count))
 
 
 COLOUR_EXPLANATION = (
@@ -72,10 +68,17 @@ def _cast(section: Section, made: np.ndarray, reference: np.ndarray, control: np
     section.tables.append(Table("Shift of mean colour, in standard deviations between training slides", columns, rows))
 
 
-def _variety(section: Section, made: np.ndarray, reference: np.ndarray, control: np.ndarray, most: float) -> bool:
-    """Whether too little of it is left."""
+def _kept(made: np.ndarray, reference: np.ndarray, control: np.ndarray, count: int) -> tuple[np.ndarray, ...]:
+    """Standard deviations (K,) of ``count`` images and of held-out patches over those of training patches; the images' limits.
+
+    Held-out patches whose deviation is NaN lower no limit.
+    """
     ratios, real = made / (reference + 1e-4), control / (reference + 1e-4)
-    limits = np.minimum(most, CONTROL * real)
+    return ratios, real, np.fmin(VARIETY_LIMIT * (1 - np.sqrt(2 / count)), CONTROL * real)
+
+
+def _variety(section: Section, ratios: np.ndarray, real: np.ndarray, limits: np.ndarray) -> bool:
+    """Of all images together; whether too little is left."""
     rows, low = [], []
     for name, ratio, kept, limit in zip(COLOURS, ratios, real, limits, strict=True):
         rows.append([name, f"{ratio:.2f}", f"{kept:.2f}", f"{limit:.2f}"])
@@ -94,17 +97,15 @@ def _variety_by_label(section: Section, labels: list[np.ndarray], values: list[n
     """The colour that varies least in each label: one label without variety is lost among others that have it."""
     rows, low = [], []
     for label in filter(None, np.unique(labels[0]).tolist()):
-        made, reference, control = (value[own == label] for value, own in zip(values, labels, strict=True))
-        if min(len(made), len(reference)) < MIN_IMAGES:
+        parts = [value[own == label] for value, own in zip(values, labels, strict=True)]
+        if min(len(part) for part in parts[:2]) < MIN_IMAGES:
             continue
-        unit = reference.std(0, ddof=1) + 1e-4
-        ratios, limits = made.std(0, ddof=1) / unit, np.full(len(COLOURS), _least(len(made)))
-        if kept := len(control) >= MIN_IMAGES:
-            real = control.std(0, ddof=1) / unit
-            limits = np.minimum(limits, CONTROL * real)
+        spreads = [part.std(0, ddof=1) if len(part) >= MIN_IMAGES else np.full(len(COLOURS), np.nan) for part in parts]
+        ratios, real, limits = _kept(*spreads, len(parts[0]))
         least = int(np.argmin(ratios / limits))
         ratio, limit = float(ratios[least]), float(limits[least])
-        rows.append([label, COLOURS[least], f"{ratio:.2f}", f"{real[least]:.2f}" if kept else "-", f"{limit:.2f}"])
+        kept = "-" if np.isnan(real[least]) else f"{real[least]:.2f}"
+        rows.append([label, COLOURS[least], f"{ratio:.2f}", kept, f"{limit:.2f}"])
         section.numbers[f"variety within {label}"] = {"colour": COLOURS[least], "generated": ratio, "limit": limit}
         low += [(ratio / limit, f"{label} ({COLOURS[least]})", ratio, limit)] if ratio < limit else []
     if low:
