@@ -17,6 +17,7 @@ from torch.nn import functional as F
 KINDS = ("translation", "color", "stain", "elastic", "noise")
 MOST = 0.6  # largest probability of each kind: above it samples begin to carry the augmentation
 TARGET = 0.8  # share of real images judged real above which D learns by heart, ADA's 0.6 for the mean sign
+TARGET_PAIRS = 0.883  # share of pairs in the right order where both are normal with one deviation and TARGET are on their side
 ADAPT_IMAGES = 100_000.0  # images from probability 0 to 1
 
 # Optical densities of haematoxylin, eosin and the rest by channel (Ruifrok and Johnston 2001), rows of length 1.
@@ -30,10 +31,10 @@ def _stains(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return stains.to(device), torch.linalg.inv(stains).to(device)
 
 
-def adapt(probability: float, share_real: float, images: int) -> float:
-    """The next probability after ``images`` images of which D judged ``share_real`` of the real ones real."""
+def adapt(probability: float, share: float, images: int, pairs: bool = False) -> float:
+    """The next probability after ``images`` images of which D judged ``share`` of the real ones real, or put ``pairs`` in order."""
     step = images / ADAPT_IMAGES
-    return min(MOST, max(0.0, probability + (step if share_real > TARGET else -step)))
+    return min(MOST, max(0.0, probability + (step if share > (TARGET_PAIRS if pairs else TARGET) else -step)))
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ def discriminator_loss(objective: str, real: Tensor, fake: Tensor, label_smoothi
 
 
 def judged_rightly(objective: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of real and of generated images on their side of 0, or for RELATIVE objectives of the middle between their means.
+    """Shares of real and of generated images on their side of 0; for RELATIVE objectives share of pairs in the right order, twice.
 
-    Where a batch is taken in parts, each has a border of its own.
+    No border in place of 0 would do: each of a discriminator's outputs, and each label, drifts to a level of its own.
     """
-    border = 0.5 * (real.mean() + fake.mean()) if objective in RELATIVE else 0.0
-    return (real > border).float().mean(), (fake < border).float().mean()
+    if objective in RELATIVE:
+        pairs = (real > fake).float().mean()
+        return pairs, pairs
+    return (real > 0.0).float().mean(), (fake < 0.0).float().mean()
 
 
 def generator_loss(objective: str, fake: Tensor, real: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from common.errors import UserError
 from models.layers import GROUP
-from models.losses import RELATIVE
 from training import checkpoint
 from training.device import describe, peak_memory_mb
 from training.guard import DivergedError, check_finite, save_patiently
@@ -285,10 +284,10 @@ class Run:
         """Share of some held-out patches, others each time, that D takes for real, and of as many training patches.
 
         Judged alike: acc_real is of augmented patches, of windows as well, and of all labels alike, and so it is lower. {} where
-        there are none, or where D's verdict on an image alone says nothing.
+        there are none.
         """
         trainer, held_out = self.trainer, self.held_out
-        if held_out is None or held_out.unseen is None or trainer.config.objective in RELATIVE:
+        if held_out is None or held_out.unseen is None:
             return {}
         images, labels = held_out.unseen
         count = min(max(self.meter.images // IMAGES_A_JUDGED // GROUP * GROUP, JUDGED[0]), JUDGED[1])

@@ -18,6 +18,7 @@ from models.augment import adapt
 from models.config import ModelConfig, View
 from models.ema import ema_decay, make_ema, update_ema
 from models.layers import GROUP, run_alone
+from models.losses import RELATIVE
 from training.config import TrainConfig
 from training.processes import Processes
 from training.recording import Recorder, Stream
@@ -231,7 +232,8 @@ class Trainer:
             return
         self._verdicts.append(statistics[STATISTICS.index("acc_real")])
         if len(self._verdicts) == ADAPT_STEPS:
-            self.strength = adapt(self.strength, torch.stack(self._verdicts).mean().item(), ADAPT_STEPS * count)
+            share, pairs = torch.stack(self._verdicts).mean().item(), self.config.objective in RELATIVE
+            self.strength = adapt(self.strength, share, ADAPT_STEPS * count, pairs)
             self._verdicts = []
 
     # -- looking at it
@@ -243,10 +245,17 @@ class Trainer:
 
     @torch.no_grad()
     def share_judged_real(self, images: Tensor, labels: Tensor) -> float:
-        """Share of patches that the discriminator takes for real, batch norm as in training; it learns nothing from them."""
-        judge = run_alone(copy.deepcopy(self.step.discriminator))  # a copy, since batch norm would remember the patches
-        verdicts = []
+        """Share of patches that the discriminator takes for real, batch norm as in training; it learns nothing from them.
+
+        With RELATIVE objectives: that it takes for more real than a generated image of their label.
+        """
+        # Copies, since batch norm would remember the images.
+        judge = run_alone(copy.deepcopy(self.step.discriminator))
+        paint = run_alone(copy.deepcopy(self.step.generator)) if self.config.objective in RELATIVE else None
+        random, verdicts = torch.Generator().manual_seed(derive_seed(self.config.seed, "judged", self.images)), []
         for part in torch.arange(len(images)).split(max(2, self.config.batch_size)):
             batch = images[part].to(self.device, memory_format=torch.channels_last)
-            verdicts.append(judge(batch, labels[part].to(self.device) if self.model.num_classes else None) > 0)
+            asked = labels[part].to(self.device) if self.model.num_classes else None
+            z = torch.randn(len(part), self.model.latent_dim, generator=random).to(self.device)
+            verdicts.append(judge(batch, asked) > (judge(paint(z, asked), asked) if paint else 0.0))
         return torch.cat(verdicts).float().mean().item()

@@ -465,6 +465,7 @@ def test_augmentation_without_strength_leaves_images_as_they_are(monkeypatch):
 
 def test_augmentation_strength_follows_the_discriminator_and_is_bounded():
     assert adapt(0.1, 0.95, 1000) > 0.1 > adapt(0.1, 0.5, 1000)
+    assert adapt(0.1, 0.9, 1000, pairs=True) > 0.1 > adapt(0.1, 0.86, 1000, pairs=True)  # easier than by themselves
     assert adapt(MOST, 1.0, 10**6) == MOST and adapt(0.0, 0.0, 1000) == 0.0
 
 
@@ -611,9 +612,11 @@ def _stored(state):
 
 @pytest.mark.parametrize("objective", losses.OBJECTIVES)
 def test_what_is_judged_rightly_does_not_hang_on_an_offset_that_the_objective_leaves_free(objective):
-    real, fake = torch.tensor([2.0, 1.0, -0.5, 3.0]), torch.tensor([-1.0, 0.5, -2.0, 2.5])
+    real, fake = torch.tensor([2.0, 1.0, -0.5, 3.0]), torch.tensor([-1.0, 0.5, -2.0, 3.5])
     shares = [tuple(share.item() for share in losses.judged_rightly(objective, real + by, fake + by)) for by in (-5.0, 0.0, 5.0)]
     if objective in losses.RELATIVE:
         assert shares == [(0.75, 0.75)] * 3
+        of_outputs = [torch.stack([logits, logits + 100.0], dim=1) for logits in (real, fake)]  # each with a level of its own
+        assert [share.item() for share in losses.judged_rightly(objective, *of_outputs)] == [0.75, 0.75]
     else:
         assert shares == [(0.0, 1.0), (0.75, 0.5), (1.0, 0.0)]

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,8 +273,6 @@ def test_a_line_judges_as_many_training_patches_as_held_out_ones_and_few_beside_
         run.meter.images = seen
         assert run._judged() == {"acc_held_out": 0.0, "acc_trained": 1.0}
     assert asked == [8, 8, 12, 12, 32, 32]
-    run.trainer.config = replace(run.trainer.config, objective="relativistic")
-    assert run._judged() == {}
 
 
 def test_a_run_writes_its_page_and_outlives_a_failure(run, tmp_path, capsys):

@@ -21,6 +21,7 @@ from data.dataset import PatchDataset
 from data.manifest import Patch, write_manifest
 from models.augment import ADAPT_IMAGES, Rows, augment
 from models.config import dcgan_config, improved_config
+from models.losses import RELATIVE
 from training import checkpoint, options, resume
 from training import step as step_module
 from training.config import TrainConfig
@@ -346,9 +347,20 @@ def test_both_learning_rates_warm_up():
         assert step.rates == pytest.approx([8e-3 * factor, 2e-3 * factor])
 
 
-@pytest.mark.parametrize(("acc_real", "acc_fake", "direction"), [(0.95, 0.0, 1), (0.5, 1.0, -1)])
-def test_augmentation_follows_what_d_says_of_real_patches_and_reaches_the_next_step(acc_real, acc_fake, direction):
-    run = make_run(adaptive=["color"])
+# objective, acc_real, acc_fake -> whether the augmentation becomes stronger; pairs are easier to put in order
+STRENGTHENED = [
+    ("non_saturating", 0.95, 0.0, 1),
+    ("non_saturating", 0.5, 1.0, -1),
+    ("hinge", 0.85, 0.0, 1),
+    ("relativistic", 0.85, 0.85, -1),
+    ("relativistic", 0.95, 0.95, 1),
+    ("wgan", 0.85, 0.85, -1),
+]
+
+
+@pytest.mark.parametrize(("objective", "acc_real", "acc_fake", "direction"), STRENGTHENED)
+def test_augmentation_follows_what_d_says_of_real_patches_and_reaches_the_next_step(objective, acc_real, acc_fake, direction):
+    run = make_run(adaptive=["color"], objective=objective)
     run.strength = 0.3
     steps = handed(run, ADAPT_STEPS + 1, acc_real=acc_real, acc_fake=acc_fake)
     expected = 0.3 + direction * 4 * ADAPT_STEPS / ADAPT_IMAGES
@@ -396,6 +408,25 @@ def test_the_share_of_patches_taken_for_real_is_by_their_own_labels():
     images[[0, 1, 5, 9]] = 5.0
     labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2])
     assert run.share_judged_real(images, labels) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("objective", RELATIVE)
+def test_where_only_differences_count_patches_are_held_against_generated_images_of_their_label(objective):
+    run, images = make_run(objective=objective), torch.zeros(10, 3, 64, 64)
+
+    class Judge(nn.Module):
+        def forward(self, images, labels):
+            return images[:, 0, 0, 0] + 100.0 * labels  # a level for each label
+
+    class Paint(nn.Module):
+        def forward(self, z, labels):
+            assert z.shape == (len(labels), run.model.latent_dim)
+            return torch.full((len(labels), 3, 64, 64), 1.0) * labels[:, None, None, None]
+
+    run.step.discriminator, run.step.generator = Judge(), Paint()
+    images[[0, 5, 9]], images[[6, 8]] = 5.0, 1.5  # above the generated 0, 1, 2 of their labels: 0, 5, 9 and 6
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2])
+    assert run.share_judged_real(images, labels) == pytest.approx(0.4)
 
 
 # -- what a run keeps, and what it goes on with
