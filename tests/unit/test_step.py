@@ -352,7 +352,7 @@ STRENGTHENED = [
     ("non_saturating", 0.95, 0.0, 1),
     ("non_saturating", 0.5, 1.0, -1),
     ("hinge", 0.85, 0.0, 1),
-    ("relativistic", 0.85, 0.85, -1),
+    ("relativistic", 0.9, 0.9, -1),
     ("relativistic", 0.95, 0.95, 1),
     ("wgan", 0.85, 0.85, -1),
 ]
