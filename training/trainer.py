@@ -18,7 +18,7 @@ from models.augment import adapt
 from models.config import ModelConfig, View
 from models.ema import ema_decay, make_ema, update_ema
 from models.layers import GROUP, run_alone
-from models.losses import RELATIVE
+from models.losses import RELATIVE, judged_rightly
 from training.config import TrainConfig
 from training.processes import Processes
 from training.recording import Recorder, Stream
@@ -252,10 +252,14 @@ class Trainer:
         # Copies, since batch norm would remember the images.
         judge = run_alone(copy.deepcopy(self.step.discriminator))
         paint = run_alone(copy.deepcopy(self.step.generator)) if self.config.objective in RELATIVE else None
-        random, verdicts = torch.Generator().manual_seed(derive_seed(self.config.seed, "judged", self.images)), []
+        random = torch.Generator().manual_seed(derive_seed(self.config.seed, "judged", self.images))
+        real, fake = [], []
         for part in torch.arange(len(images)).split(max(2, self.config.batch_size)):
             batch = images[part].to(self.device, memory_format=torch.channels_last)
             asked = labels[part].to(self.device) if self.model.num_classes else None
-            z = torch.randn(len(part), self.model.latent_dim, generator=random).to(self.device)
-            verdicts.append(judge(batch, asked) > (judge(paint(z, asked), asked) if paint else 0.0))
-        return torch.cat(verdicts).float().mean().item()
+            real.append(judge(batch, asked))
+            if paint:
+                z = torch.randn(len(part), self.model.latent_dim, generator=random).to(self.device)
+                fake.append(judge(paint(z, asked), asked))
+        # Without generated images only the share of real ones, which is all that is asked for, says anything.
+        return judged_rightly(self.config.objective, torch.cat(real), torch.cat(fake or real))[0].item()
