@@ -22,7 +22,7 @@ from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
-from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader, slide_of
+from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
 from data.holdout import TRAINED_ON, groups_of, train_and_held_out
 from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
@@ -101,8 +101,8 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
     else:
         fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")
     return Sets(
-        read_set(args.patches, every, [slide_of(file) for file in every], size, condition, "training patches"),
-        read_set(args.patches, some, [slide_of(file) for file in some], size, condition, "held-out patches"),
+        read_set(args.patches, every, [file.slide_id for file in every], size, condition, "training patches"),
+        read_set(args.patches, some, [file.slide_id for file in some], size, condition, "held-out patches"),
         fake,
         Gallery(gallery, names, lambda index: read(args.patches / names[index], size)),
     )

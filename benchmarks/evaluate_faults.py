@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.labels import known
-from data.dataset import decode, list_patches, slide_of
+from data.dataset import decode, list_patches
 from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
 from metrics.features import lite0
@@ -95,7 +95,7 @@ def read(patches: Path, size: int) -> tuple[ImageSet, np.ndarray, np.ndarray]:
     files = list_patches(patches)
     paths = [patches / file.path for file in files]
     labels = [known(file.label) for file in files]
-    columns = ([f.path for f in files], labels, [f.data_provider for f in files], [slide_of(f) for f in files])
+    columns = ([f.path for f in files], labels, [f.data_provider for f in files], [f.slide_id for f in files])
     images = ImageSet(read_images(paths, decode, size, "read patches"), *map(np.array, columns))
     thumbnails = read_images(paths, decode, SIDE, "read small")
     return images, thumbnails, np.array([file.split == "test" for file in files])

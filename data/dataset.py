@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from common.progress import say, track
 from common.seeding import derive_seed
 from data import manifest, shards
 from data.augment import Augmentation
+from data.findings import is_text, printable
 from data.order import Draw
 from data.panda import LABELS, PROVIDERS
 from data.stain import StainNormalizer
@@ -43,13 +44,20 @@ STAIN_PATCHES = 8  # of a slide, that its own stain is measured on
 
 @dataclass(frozen=True, slots=True)
 class PatchFile:
-    """A patch of a folder: path relative to it; label, provider "" and grade None where unknown; split "train" or "test"."""
+    """A patch of a folder: path relative to it; provider "" and grade None where unknown; split "train" or "test".
+
+    slide_id: by patches.csv or the shards' index; without them by ``manifest.slide_by_path``.
+    """
 
     path: str
+    slide_id: str
     label: str
     data_provider: str
     isup_grade: int | None
     split: str
+
+
+_FIELDS = tuple(field.name for field in fields(PatchFile))
 
 
 def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yours with --patches") -> list[PatchFile]:
@@ -61,12 +69,9 @@ def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yo
         raise UserError(f"no folder of images at {folder}; {way_out}")
     if shards.is_sharded(folder):
         index = shards.open_shards(folder)
-        columns = (index.column(name) for name in ("label", "data_provider", "isup_grade", "split"))
-        files = [PatchFile(*values) for values in zip(index.paths, *columns, strict=True)]
+        files = [PatchFile(*values) for values in zip(*(index.column(name) for name in _FIELDS), strict=True)]
     elif (folder / manifest.NAME).exists():
-        files = [
-            PatchFile(row.path, row.label, row.data_provider, row.isup_grade, row.split) for row in manifest.read_manifest(folder)
-        ]
+        files = [PatchFile(*(getattr(row, name) for name in _FIELDS)) for row in manifest.read_manifest(folder)]
     else:
         files = [_without_manifest(path) for path in _pictures(folder)]
     if not files:
@@ -75,19 +80,21 @@ def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yo
 
 
 def _pictures(folder: Path) -> list[str]:
-    """Files in a folder and below it that are named like pictures, hidden ones left out, by their relative paths."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [path.relative_to(folder).as_posix() for path in paths if not path.name.startswith(".")]
+    """Relative paths of the files below a folder that are named like pictures; not what is hidden or was set aside.
+
+    Raises UserError for a name that is no text, as old archives unpack them.
+    """
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = [path.as_posix() for path in paths if not any(map(manifest.is_left_out, path.parts))]
+    for path in paths:
+        if not is_text(path):
+            raise UserError(f"{folder} holds {printable(path)}, whose name is no plain text; rename that file")
+    return paths
 
 
 def _without_manifest(path: str) -> PatchFile:
     label, split = manifest.by_path(path)
-    return PatchFile(path, label, "", None, split or "train")
-
-
-def slide_of(file: PatchFile) -> str:
-    """The slide that a patch was cut from, as ``manifest.slide_by_path``."""
-    return manifest.slide_by_path(file.path)
+    return PatchFile(path, manifest.slide_by_path(path), label, "", None, split or "train")
 
 
 def class_of(file: PatchFile, condition: str) -> str:
@@ -367,10 +374,10 @@ class PatchDataset(Dataset):
         normalizer = StainNormalizer(self._stain, references)
         slides, stains = defaultdict(list), {}
         for file in self.files:
-            slides[slide_of(file)].append(file)
+            slides[file.slide_id].append(file)
 
         def normalized(file: PatchFile) -> np.ndarray:
-            patch, slide = self._plain(file), slide_of(file)
+            patch, slide = self._plain(file), file.slide_id
             if slide not in stains:
                 stains[slide] = normalizer.measure(self._readable(_evenly(slides[slide], STAIN_PATCHES)))
             return normalizer.normalize(patch, stains[slide]) if stains[slide] else patch

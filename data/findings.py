@@ -85,6 +85,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name is text that tables and logs can hold; old archives unpack names that are bytes of another encoding."""
+    return printable(name) == name
+
+
 def worst(findings: Iterable[Finding]) -> list[Finding]:
     """Findings in order of severity."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

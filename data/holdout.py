@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.errors import UserError
-from data.dataset import PatchFile, list_patches, slide_of
+from data.dataset import PatchFile, list_patches
 from data.manifest import NAME
 from data.panda import SlideRecord, split_by_slide
 from data.shards import is_sharded
@@ -25,20 +25,22 @@ def groups_of(folder: Path, files: list[PatchFile]) -> list[str]:
     Other programs number their images, and sample_3_0001.png is of no slide "sample".
     """
     of_slides = (folder / NAME).exists() or is_sharded(folder)
-    return [slide_of(file) if of_slides else file.path for file in files]
+    return [file.slide_id if of_slides else file.path for file in files]
 
 
 def train_and_held_out(folder: Path) -> tuple[list[PatchFile], list[PatchFile]]:
-    """Training and held-out patches: by the manifest, or a fifth of the slides (by a hash of their names) where it has no split.
+    """Training and held-out patches: each as its row or folder says, as train.py takes it, or a fifth of the slides (by a hash of
+    their names) where there is no split.
 
     These were trained on as well, see TRAINED_ON; their ``split`` still says "train".
     Raises UserError when either side has fewer than MIN_PATCHES.
     """
     files = list_patches(folder)
-    split = {slide_of(file): file.split for file in files}
-    if len(set(split.values())) < 2:
-        split = split_by_slide((SlideRecord(slide) for slide in split), SHARE)
-    train, held_out = ([file for file in files if split[slide_of(file)] == name] for name in ("train", "test"))
+    sides = [file.split for file in files]
+    if len(set(sides)) < 2:
+        by_slide = split_by_slide([SlideRecord(slide) for slide in {file.slide_id for file in files}], SHARE)
+        sides = [by_slide[file.slide_id] for file in files]
+    train, held_out = ([file for file, side in zip(files, sides, strict=True) if side == name] for name in ("train", "test"))
     if min(len(train), len(held_out)) < MIN_PATCHES:
         found = f"{folder} has {len(train)} training and {len(held_out)} held-out patches"
         raise UserError(f"{found}, and at least {MIN_PATCHES} of each are needed; extract patches from more slides")

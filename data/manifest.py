@@ -16,6 +16,7 @@ from data.panda import LABELS, read_csv_rows
 NAME = "patches.csv"
 SPLITS = ("train", "test")
 REQUIRED = ("path", "split")  # of people's own files; what else is unknown is filled in
+QUARANTINE_SUFFIX = "_quarantine"
 SPLIT_FOLDERS = {"train": "train", "val": "test", "valid": "test", "validation": "test", "test": "test"}
 SLIDE_X_Y = re.compile(r"(?P<slide>.+)_(?P<x>-?\d+)_(?P<y>-?\d+)")
 
@@ -58,13 +59,18 @@ def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
             writer.writerow("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values)
 
 
+def is_left_out(name: str) -> bool:
+    """Whether a folder or file is none of the patches: hidden (caches of editors), or set aside by check_data.py."""
+    return name.startswith(".") or name.endswith(QUARANTINE_SUFFIX)
+
+
 def by_path(path: str) -> tuple[str, str]:
     """(label, split) of a patch by its path alone: LABEL/NAME, or train/LABEL/NAME and val/LABEL/NAME as others lay them out.
 
     "unlabelled" and "" where the path does not say.
     """
     folders = PurePosixPath(path).parts[:-1]
-    split = SPLIT_FOLDERS.get(folders[0].lower(), "") if len(folders) > 1 else ""
+    split = SPLIT_FOLDERS.get(folders[0].lower(), "") if folders else ""
     folders = folders[1:] if split else folders
     return folders[0] if folders else "unlabelled", split
 

@@ -20,6 +20,8 @@ from common.errors import UserError
 COMPETITION = "prostate-cancer-grade-assessment"
 PROVIDERS = ("karolinska", "radboud")
 LABELS = ("benign", "gleason3", "gleason4", "gleason5", "unlabelled")
+IMAGE_FOLDERS = ("train_images", "train_label_masks")  # of PANDA's layout
+STREAMING = "streaming"  # inside the data folder: slides on their way, so that whole slides kept there are not mixed with them
 TRAIN_CSV_COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
 
 # What a mask's red channel may hold. Radboud's is per epithelium class, Karolinska's only benign against cancer.
@@ -150,16 +152,18 @@ def split_by_slide(
     ``test_share`` of all slides (rounded, at least one of four) are held out. Each stratum gives its share rounded down; the rest
     comes from the strata and grades that lost most by rounding, so that few slides are split well too. Within a stratum the slides
     stand in the order of a hash of their ids, which depends on nothing else. ``known``: slides that have a side already, which they
-    keep, since a network may have been trained on them.
+    keep, since a network may have been trained on them; what their strata then cannot hold out, others do.
     """
     known, strata = known or {}, defaultdict(list)
     for record in sorted(set(records), key=repr):
         strata[record.data_provider, record.isup_grade].append(record.slide_id)
     total = sum(map(len, strata.values()))
     exact = {key: len(ids) * test_share for key, ids in strata.items()}
-    quota = {key: int(value) for key, value in exact.items()}
+    most = {key: sum(known.get(name) != "train" for name in ids) for key, ids in strata.items()}
+    quota = {key: min(int(value), most[key]) for key, value in exact.items()}
     for _ in range(max(round(total * test_share), 1 if total >= 4 else 0) - sum(quota.values())):
-        quota[_most_short(exact, quota)] += 1
+        if open_ones := {key: value for key, value in exact.items() if quota[key] < most[key]}:
+            quota[_most_short(open_ones, quota)] += 1
     split = {}
     for key, ids in strata.items():
         new = sorted((name for name in ids if name not in known), key=lambda name: hashlib.sha256(name.encode()).digest())

@@ -29,16 +29,16 @@ from common.storage import Place, brought, contains, files_in, remove, scratch, 
 from data import manifest, staging
 from data.allocation import Supply, allocate
 from data.cutting import Cut, Cutting, Failure, Job, Scan, file_stem, fingerprint, relative_path
+from data.findings import is_text, printable
 from data.journal import Journal, Known
 from data.manifest import Patch
-from data.panda import KNOWN_BAD, LABELS, PROVIDERS, SlideRecord, read_train_csv, split_by_slide
+from data.panda import IMAGE_FOLDERS, KNOWN_BAD, LABELS, PROVIDERS, SlideRecord, read_train_csv, split_by_slide
 from data.quarantine import set_aside_before
 from data.slides import slide_files, slides_among
 from data.staging import FAILED_NAME, SETTINGS_NAME, Output
 from data.workers import WorkerDied, run_jobs, run_on_cluster
 
 FORMATS = ("png", "jpg")
-IMAGE_FOLDERS = ("train_images", "train_label_masks")  # of PANDA's layout
 SET_ASIDE = "set aside by check_data.py"  # among the reasons why a place gives no patch
 
 
@@ -46,7 +46,7 @@ SET_ASIDE = "set aside by check_data.py"  # among the reasons why a place gives 
 class ExtractSettings:
     """What is extracted. Folders (of this machine or elsewhere) apart, units: patch_size in pixels of the patch, mpp in micrometres
     per pixel (then ``level`` is not used), min_tissue as a share 0..1, max_per_slide None for no limit, workers 0 for none but this
-    process, scheduler the address of a Dask cluster that works instead of them."""
+    process, scheduler the address of a Dask cluster that works instead of them, masks whether to label by masks."""
 
     data_dir: Place = Path("datasets/panda")
     output_dir: Place = Path("datasets/patches")
@@ -60,6 +60,7 @@ class ExtractSettings:
     seed: int = 0
     format: str = "png"
     scheduler: str | None = None
+    masks: bool = True
 
 
 @dataclass
@@ -115,7 +116,7 @@ def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, J
     if isinstance(folder, Path):
         existing_folder(folder, "slides", "download them (download_panda_data.py) or name their folder with --data_dir")
     beside = files_in(folder)
-    files = _by_id(slide_files(folder / "train_images") + slides_among(beside.values()))
+    files = _by_id(_nameable(slide_files(folder / "train_images") + slides_among(beside.values())))
     records = (
         _panda_records(beside["train.csv"], files, result) if "train.csv" in beside else {name: SlideRecord(name) for name in files}
     )
@@ -126,6 +127,13 @@ def find_slides(settings: ExtractSettings, result: ExtractResult) -> dict[str, J
         slide_id: make_job(settings, records[slide_id], files[slide_id], masks.get(f"{slide_id}_mask.tiff"))
         for slide_id in sorted(records)
     }
+
+
+def _nameable(files: list[Place]) -> list[Place]:
+    strange = [file for file in files if not is_text(file.name)]
+    if strange:
+        say(f"warning: {len(strange)} slide(s) left out whose names are no plain text, rename them: {printable(strange[0].name)}")
+    return [file for file in files if is_text(file.name)]
 
 
 def _say_what_lies_deeper(folder: Place, found: bool) -> None:
@@ -237,6 +245,7 @@ def claim_folder(settings: ExtractSettings, output: Output) -> None:
 
 
 def _check_same(before: dict, settings: ExtractSettings) -> None:
+    before = {"masks": True} | before  # folders made before this was written down
     different = [name for name, value in _fixed(settings).items() if before[name] != value]
     if "data_dir" in different and isinstance(settings.data_dir, Path) and not Path(before["data_dir"]).exists():
         different.remove("data_dir")  # the slides were moved; the journal knows those that are not the same
@@ -308,11 +317,12 @@ class Run:
         changed = []
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
-            if known.scan and known.fingerprint != _fingerprints(job) and fingerprint(job.path):
+            if known.scan and known.fingerprint != _fingerprints(job) and _is_here(job):
                 if known.cuts:
                     changed.append(job)
                 else:
                     known.scan, known.next_index = None, 0
+        self._check_still_labelled(changed)
         if changed:
             say(f"{len(changed)} slide(s) changed since they gave patches (slide, mask, or row of train.csv): they are cut again")
         self._scan_jobs(changed)
@@ -321,6 +331,19 @@ class Run:
             raise UserError(
                 f"{len(lost)} slide(s) that gave patches of {self.settings.output_dir} can no longer be read (see above), and the "
                 "patches would go with them; bring them back as they were, or use another --output_dir"
+            )
+
+    def _check_still_labelled(self, changed: list[Job]) -> None:
+        lost = [
+            job.record.slide_id
+            for job in changed
+            if not (job.mask_path and job.record.data_provider in PROVIDERS)
+            and any(item.label != "unlabelled" for item in self.journal.known(job.record.slide_id).cuts)
+        ]
+        if lost:
+            raise UserError(
+                f"{len(lost)} slide(s) that gave labelled patches of {self.settings.output_dir} no longer have a mask, or a row in "
+                f"train.csv (the first is {min(lost)}), and the labels would be lost; bring them back, or use another --output_dir"
             )
 
     def _give_up(self, slide_id: str, kept: list[Cut]) -> None:
@@ -372,7 +395,7 @@ class Run:
         """Give up what lies beyond the quotas: first the journal and the manifest, then the files."""
         for slide_id in self.jobs:
             known = self.journal.known(slide_id)
-            if slide_id not in self.failed and len(known.cuts) > self.quotas[slide_id]:
+            if len(known.cuts) > self.quotas[slide_id]:
                 kept = known.cuts[: self.quotas[slide_id]]
                 self.journal.record_cuts(slide_id, kept, kept[-1].index + 1 if kept else 0, known.rejected)
         self._write_manifest()
@@ -406,7 +429,9 @@ class Run:
                     outcome = Failure(job.record.slide_id, what, reason)
                 if isinstance(outcome, Failure):
                     self.failed[outcome.slide_id] = outcome
-                    say(f"warning: slide {outcome.slide_id} left out ({outcome.stage}): {outcome.reason}")
+                    count = len(self.journal.known(outcome.slide_id).cuts)
+                    what_of_it = f"gives no more than the {count} patches that it gave before" if count else "left out"
+                    say(f"warning: slide {outcome.slide_id} {what_of_it} ({outcome.stage}): {outcome.reason}")
                 else:
                     yield task, outcome
 
@@ -416,7 +441,7 @@ class Run:
 
     def share_out(self) -> list[str]:
         """Set the quotas; return the slides that still have candidates to cut for theirs."""
-        usable = [slide_id for slide_id in self.jobs if slide_id not in self.failed and self.journal.known(slide_id).scan]
+        usable = [slide_id for slide_id in self.jobs if self.journal.known(slide_id).scan]
         usable.sort(key=lambda slide_id: derive_seed(self.settings.seed, f"share/{slide_id}"))
         supplies = [self._supply(slide_id) for slide_id in usable]
         self.quotas = dict.fromkeys(self.jobs, 0) | dict(zip(usable, allocate(self.settings.max_patches, supplies), strict=True))
@@ -426,6 +451,8 @@ class Run:
         """What a slide can still give, as far as the quotas until now have had it looked at, whatever the journal knows beyond."""
         known, record = self.journal.known(slide_id), self.jobs[slide_id].record
         cuts, looked_at = self._seen(slide_id)
+        if slide_id in self.failed:  # nothing but what it gave before it failed
+            cuts, looked_at = known.cuts, len(known.scan.candidates)
         named = sum(item.label != "unlabelled" for item in known.scan.candidates)
         labelled = sum(item.index < named for item in cuts) + max(named - looked_at, 0)
         total = len(cuts) + len(known.scan.candidates) - looked_at
@@ -443,7 +470,8 @@ class Run:
 
     def _short(self, slide_id: str) -> bool:
         known = self.journal.known(slide_id)
-        return len(known.cuts) < self.quotas[slide_id] and known.next_index < len(known.scan.candidates)
+        more = slide_id not in self.failed
+        return more and len(known.cuts) < self.quotas[slide_id] and known.next_index < len(known.scan.candidates)
 
     def _rest(self, slide_id: str) -> tuple[list, int, int, list]:
         known = self.journal.known(slide_id)
@@ -466,8 +494,6 @@ class Run:
     def _patches(self, whole_journal: bool = False) -> Iterator[Patch]:
         """Rows of the manifest: the cuts inside the quotas, or everything on the disk while the run is under way."""
         for slide_id, job in self.jobs.items():
-            if slide_id in self.failed:
-                continue
             cuts = self.journal.known(slide_id).cuts
             for item in cuts if whole_journal else cuts[: self.quotas[slide_id]]:
                 yield _row(job.record, item, self._path(slide_id, item), self.splits[slide_id])
@@ -476,10 +502,14 @@ class Run:
         self.output.write_manifest(self._patches(whole_journal=True))
 
     def _remove_strays(self) -> None:
-        """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed."""
+        """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed.
+
+        Not those that check_data.py had set aside: someone brought them back by hand.
+        """
         rows = {patch.path for patch in self._patches(whole_journal=True)}
         stems = {file_stem(slide_id): self.journal.known(slide_id) for slide_id in self.journal.slides}
-        remove([file for name, file in self.output.pictures().items() if name not in rows and _is_ours(file.name, stems)])
+        others = {name: file for name, file in self.output.pictures().items() if name not in rows and name not in self.aside}
+        remove([file for file in others.values() if _is_ours(file.name, stems)])
 
     def _summarise(self) -> None:
         rejected: Counter = Counter()
@@ -506,6 +536,11 @@ def _fingerprints(job: Job) -> list:
     """Of all that a slide's patches and their labels come from."""
     labelled_by = [job.record.data_provider, job.record.gleason_score] if job.mask_path else []
     return fingerprint(job.path) + fingerprint(job.mask_path) + labelled_by
+
+
+def _is_here(job: Job) -> bool:
+    """Whether all files of a slide are there: of slides that come and go one may have arrived without its mask."""
+    return bool(fingerprint(job.path)) and (job.mask_path is None or bool(fingerprint(job.mask_path)))
 
 
 def _digest(cuts: list[Cut]) -> str:

@@ -11,9 +11,7 @@ import hashlib
 import io
 import os
 import stat
-import struct
 import warnings
-import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,10 +20,11 @@ import imagehash
 import numpy as np
 from PIL import Image
 
+from common.pictures import DAMAGED
 from common.progress import track
-from data import shards
+from data import manifest, shards
 from data.findings import Scan, printable
-from data.panda import LABELS
+from data.panda import IMAGE_FOLDERS, LABELS, STREAMING
 from data.slides import SUFFIXES as OF_SLIDES
 from data.tissue import Inspection, optical_density
 from data.workers import WorkerDied, run_jobs
@@ -33,13 +32,10 @@ from data.workers import WorkerDied, run_jobs
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")  # what training reads
 _OF_SLIDES_ALONE = set(OF_SLIDES) - set(SUFFIXES)
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP")
-QUARANTINE_SUFFIX = "_quarantine"
 
 # Bounds that are checked before anything is decoded: a small file can declare a picture of many gigabytes.
 MAX_PIXELS = 4096 * 4096
 MAX_BYTES = 64 * 2**20
-# What hostile or damaged PNG and JPEG files make Pillow raise (found by flipping bits and cutting files).
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, OverflowError)
 
 # A pixel counts as stained above this mean optical density (grey level below about 200 of 255). Of 1,236 patches of real prostate
 # tissue the palest had 34 % of its pixels stained and a standard deviation of 20 grey levels: far from blank by these limits.
@@ -120,7 +116,7 @@ def _decode(content: bytes) -> Image.Image:
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _FaultError("too_large", "declares a picture of more pixels than Pillow dares to decode") from error
-    except DECODER_ERRORS as error:
+    except DAMAGED as error:
         reason = "not a picture of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise _FaultError("damaged", reason) from error
     return image
@@ -189,7 +185,7 @@ def list_folder(folder: Path) -> Listing:
         for entry in found:
             path = relative / entry.name
             named_image = path.suffix.lower() in SUFFIXES
-            if entry.name.startswith("."):
+            if manifest.is_left_out(entry.name):
                 continue
             if named_image:
                 listing.images.append(str(path))
@@ -203,23 +199,29 @@ def list_folder(folder: Path) -> Listing:
 
 
 def find_folders(root: Path) -> tuple[list[Path], list[Path]]:
-    """(slide folders, patch folders) at and below ``root``; links and quarantined patches are left out.
+    """(slide folders, patch folders) at and below ``root``, each once, through links too; quarantined patches are left out.
 
-    A slide folder has train.csv, train_images/ or a file named as only slides are; a patch folder patches.csv, patches.parquet or a
-    sub-folder named like a label.
+    A slide folder has train.csv, train_images/ or a file named as only slides are, and may hold patch folders. A patch folder has
+    patches.csv, patches.parquet, or a sub-folder named like a label, also below one named train, val or test.
     """
-    slides, patches = [], []
-    for folder, folders, files in os.walk(root):
-        of_slides = any(Path(name).suffix.lower() in _OF_SLIDES_ALONE for name in files)
-        if of_slides or "train.csv" in files or "train_images" in folders:
+    slides, patches, seen = [], [], set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        inside = {name for name in folders if not manifest.is_left_out(name)} - {*IMAGE_FOLDERS, STREAMING}
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above would lead round for ever
+            inside = set()
+        elif {"train.csv", "train_images"} & {*files, *folders} or {Path(name).suffix.lower() for name in files} & _OF_SLIDES_ALONE:
             slides.append(Path(folder))
-        elif {"patches.csv", shards.NAME} & set(files) or set(folders) & set(LABELS):
+        elif {manifest.NAME, shards.NAME} & set(files) or _has_labels(Path(folder), inside):
             patches.append(Path(folder))
-        else:
-            folders[:] = sorted(name for name in folders if not name.endswith(QUARANTINE_SUFFIX) and not name.startswith("."))
-            continue
-        folders.clear()
+            inside = set()
+        seen.add(real)
+        folders[:] = sorted(inside)
     return slides, patches
+
+
+def _has_labels(folder: Path, names: set[str]) -> bool:
+    splits = (name for name in names if name.lower() in manifest.SPLIT_FOLDERS)
+    return bool(names & set(LABELS)) or any((folder / split / label).is_dir() for split in splits for label in LABELS)
 
 
 def scan_folder(folder: Path, paths: list[str], workers: int) -> dict[str, Scan]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from common.errors import UserError
 from common.progress import track
-from data.findings import Assessment, Finding, printable
+from data.cutting import UNREADABLE
+from data.findings import Assessment, Finding, is_text, printable
 from data.panda import (
     KNOWN_BAD,
     MASK_VALUES,
@@ -28,7 +29,7 @@ from data.panda import (
     read_train_csv,
 )
 from data.quality import OD_TABLE, STAINED_OD
-from data.slides import Slide, SlideError, slide_files, tiles_beyond_end
+from data.slides import Slide, slide_files, tiles_beyond_end
 from data.workers import WorkerDied, run_jobs
 
 PANDA_LEVELS = 3
@@ -69,8 +70,8 @@ def scan_slide(paths: tuple[Path, Path | None]) -> SlideScan:
                 "mpp": slide.mpp,
             }
             about["tissue"] = _read_slide(slide)
-    except SlideError as error:
-        about["error"] = str(error)
+    except UNREADABLE as error:
+        about["error"] = str(error) or type(error).__name__
     if mask is not None:
         about |= _scan_mask(mask)
     return SlideScan(**about)
@@ -103,8 +104,8 @@ def _scan_mask(path: Path) -> dict:
             places = _squares(overview[..., 0] > 0, downsample)
             # Squares stay inside, where padding is white and not a label.
             regions = [mask.read(0, x, y, min(SQUARE, size[0] - x), min(SQUARE, size[1] - y)) for x, y in places]
-    except SlideError as error:
-        return {"mask_error": str(error)}
+    except UNREADABLE as error:
+        return {"mask_error": str(error) or type(error).__name__}
     regions.append(overview)
     values = frozenset(int(value) for region in regions for value in np.unique(region[..., 0]))
     colours = any((region != region[..., :1]).any() for region in regions) and any(region[..., 1:].any() for region in regions)
@@ -124,7 +125,8 @@ def check_slide_folder(folder: Path, workers: int) -> Assessment:
     findings += _csv_findings(records)
     findings += _file_findings(folder, records, files)
     masks = folder / "train_label_masks"
-    tasks = [(path, masks / f"{path.stem}_mask.tiff" if masks.is_dir() else None) for path in files]
+    expected = masks.is_dir() or any(record.data_provider in PROVIDERS for record in records)
+    tasks = [(path, masks / f"{path.stem}_mask.tiff" if expected else None) for path in files]
     scans: list[SlideScan] = []
     if reason := _unopenable():
         advice = f"opening slides needs OpenSlide ({reason}): pip install -r requirements.txt"
@@ -219,6 +221,8 @@ def _file_findings(folder: Path, records: list[SlideRecord], files: list[Path]) 
         )
         advice = "their patches stay unlabelled: add their rows or leave them"
         yield from _finding("warning", "no_row", "slides without a row in train.csv", advice, sorted(set(names) - known))
+    strange = [path.name for path in files if not is_text(path.name)]
+    yield from _finding("broken", "name", "slides whose names are no plain text", "rename them: they are left out", strange)
     bad = [f"{slide}: {KNOWN_BAD[slide]}" for slide in sorted(set(names) & KNOWN_BAD.keys())]
     yield from _finding("warning", "known_bad", "slides known to be wrong", "leave them out", bad)
     stray = sorted(path.name for path in slide_files(folder / "train_label_masks") if path.stem.removesuffix("_mask") not in names)

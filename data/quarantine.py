@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import inside, replacing
 from data import manifest
-from data.manifest import COLUMNS, Patch
+from data.manifest import COLUMNS, QUARANTINE_SUFFIX, Patch
 from data.panda import read_csv_rows
-from data.quality import QUARANTINE_SUFFIX
 
 PENDING, REASONS = "pending.csv", "reasons.csv"
 NO_FILE = "row without a file"
@@ -90,7 +90,7 @@ def _plan(folder: Path, aside: Path, rows: list[Patch], faults: dict[str, str]) 
         relative = path.relative_to(folder).as_posix()
         if relative in by_path:
             plan.append(Entry(relative, "", "repeated row", _cells(row)))
-        elif not os.path.lexists(path):
+        elif not _exists(path):
             plan.append(Entry(relative, "", NO_FILE, _cells(row)))
         by_path.setdefault(relative, row)
     for path, reason in sorted(faults.items()):
@@ -136,19 +136,19 @@ def _mend_manifest(folder: Path, aside: Path, plan: list[Entry]) -> None:
     if not (folder / manifest.NAME).exists():
         return
     leaving = {entry.path for entry in plan if _leaves(folder, aside, entry)}
-    kept: dict[str, Patch] = {}
-    rows = manifest.read_manifest(folder)
+    kept: dict[str, dict[str, str]] = {}
+    rows = read_csv_rows(folder / manifest.NAME, manifest.REQUIRED)
     for row in rows:
-        relative = inside(folder, row.path).relative_to(folder).as_posix()
+        relative = inside(folder, row["path"]).relative_to(folder).as_posix()
         if relative not in leaving:
             kept.setdefault(relative, row)
     if len(kept) < len(rows):
-        manifest.write_manifest(folder, kept.values())
+        _write_rows(folder / manifest.NAME, list(rows[0]), kept.values())  # with columns of people's own
 
 
 def _leaves(folder: Path, aside: Path, entry: Entry) -> bool:
     """Whether the row of this entry has to go: its file is absent, or is about to be moved."""
-    exists = os.path.lexists(inside(folder, entry.path))
+    exists = _exists(inside(folder, entry.path))
     if not entry.moved_to:
         return not exists
     return not (exists and os.path.lexists(inside(aside, entry.moved_to)))
@@ -163,11 +163,27 @@ def _move(folder: Path, aside: Path, entry: Entry) -> None:
         os.rename(source, target)
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is a file or link, or no way to tell: a folder may be closed to us."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _write(path: Path, entries: list[Entry]) -> None:
+    cells = ((entry.path, entry.moved_to, entry.reason, *entry.row) for entry in entries)
+    _write_rows(path, _COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in cells))
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
     with replacing(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows((entry.path, entry.moved_to, entry.reason, *entry.row) for entry in entries)
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _read(path: Path) -> list[Entry]:

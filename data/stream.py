@@ -22,7 +22,7 @@ from data.download import Downloader, Plan, free_disk, in_batches
 from data.extract_report import report
 from data.journal import Journal
 from data.kaggle import Kaggle
-from data.panda import KNOWN_BAD, SlideRecord
+from data.panda import KNOWN_BAD, STREAMING, SlideRecord
 from data.patches import ExtractResult, ExtractSettings, Run, check_folder, claim_folder, make_job
 from data.reporting import Progress, gigabytes
 from data.staging import Output
@@ -32,7 +32,6 @@ from data.workers import cores
 
 DEFAULT_MAX_DISK = 20e9
 EXTRACT_FLAGS = ("output_dir", "max_patches", "max_per_slide", "patch_size", "level", "mpp", "min_tissue", "format")
-FOLDER = "streaming"  # inside the data folder: slides on their way, so that whole slides kept there are not mixed with them
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ class Room:
 def main(kaggle: Kaggle, line: Line, plan: Plan, args: argparse.Namespace, progress: Progress) -> int:
     """``download_panda_data.py --stream``: say what will happen, then ``stream`` (not with --dry_run); the exit code."""
     given = {name: getattr(args, name) for name in EXTRACT_FLAGS if getattr(args, name) is not None}
-    folder = args.data_dir / FOLDER
-    settings = replace(ExtractSettings(data_dir=folder, workers=cores(), seed=args.seed), **given)
+    folder = args.data_dir / STREAMING
+    settings = replace(ExtractSettings(data_dir=folder, workers=cores(), seed=args.seed, masks=args.masks), **given)
     max_disk = args.max_disk or DEFAULT_MAX_DISK
     downloader = Downloader(kaggle, line, folder, args.workers)
     files = {name: size for name, size in plan.files.items() if "/" in name}

@@ -69,7 +69,7 @@ def test_the_provider_may_be_a_second_condition(folder):
     for condition in CONDITIONS[1:]:
         files = dataset.files
         assert condition_of(class_of(file, condition) for file in files) == condition
-    alone = PatchFile("a.png", "benign", "", None, "train")
+    alone = PatchFile("a.png", "a", "benign", "", None, "train")
     assert class_of(alone, "label+provider") == "benign" and class_of(alone, "isup+provider") == "unknown"
 
 
@@ -309,7 +309,7 @@ def test_folders_named_train_and_val_are_the_split(tmp_path):
 
 @pytest.mark.parametrize("condition", ["label", "isup"])
 def test_folders_named_like_grades_are_grades(condition):
-    file = PatchFile("isup3/a.png", "isup3", "", None, "train")
+    file = PatchFile("isup3/a.png", "a", "isup3", "", None, "train")
     assert class_of(file, condition) == "isup3"
 
 
