@@ -45,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     output.add_argument(
         "--quarantine",
         action="store_true",
-        help="move damaged, blank and repeated patches to DIR_quarantine/ and mend the manifest (default: off)",
+        help="move patches that are damaged, blank, repeated, grey, or of another size than most to DIR_quarantine/ and mend the "
+        "manifest (default: off)",
     )
     machine = parser.add_argument_group("machine")
     machine.add_argument(

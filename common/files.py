@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import threading
@@ -34,6 +35,17 @@ def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``replacing(path)`` whose processes are gone: a kill leaves them, as large as they were."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name[:200])}.*.tmp"):
+        try:
+            os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
+        except ProcessLookupError:
+            leftover.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import UserError
-from common.files import replacing
+from common.files import remove_leftovers, replacing
 from common.pictures import UNDECODABLE
 from common.progress import say, track
 from common.seeding import derive_seed
@@ -335,6 +335,7 @@ class PatchDataset(Dataset):
             return
         pixels, bad = self._decode_all()
         try:
+            remove_leftovers(self._cache)
             with replacing(self._cache) as file:
                 file.write(memoryview(pixels).cast("B"))
             with replacing(note, "w") as file:

@@ -291,15 +291,25 @@ class Run:
         self._check_all_there()
         self._scan_changed()
         present = {name for name, file in self.output.pictures().items() if size_of(file)}
+        back = self._brought_back(present)
+        self.aside -= back
         for slide_id, known in self.journal.slides.items():
+            given = {self._path(slide_id, item) for item in known.cuts}
+            back_here = {path for path in back - given if _is_ours(Path(path).name, {file_stem(slide_id): known})}
             kept = [item for item in known.cuts if (path := self._path(slide_id, item)) in present or path not in self.aside]
-            if any(self._path(slide_id, item) not in present for item in kept):
+            if back_here or any(self._path(slide_id, item) not in present for item in kept):
                 known.cuts, known.next_index, known.rejected = [], 0, {}
             elif len(kept) < len(known.cuts):
                 self._give_up(slide_id, kept)
         if present:
             self._write_manifest()
             self._remove_strays()
+
+    def _brought_back(self, present: set[str]) -> set[str]:
+        """Patches that check_data.py had set aside and that lie in the folder again with their rows."""
+        if not self.aside & present or not (self.output.here / manifest.NAME).exists():
+            return set()
+        return self.aside & present & {row.path for row in manifest.read_manifest(self.output.here)}
 
     def _check_all_there(self) -> None:
         gone = {
@@ -502,14 +512,10 @@ class Run:
         self.output.write_manifest(self._patches(whole_journal=True))
 
     def _remove_strays(self) -> None:
-        """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed.
-
-        Not those that check_data.py had set aside: someone brought them back by hand.
-        """
+        """Remove files of ours that no row names: those of a slide that was being cut, and of shares that changed."""
         rows = {patch.path for patch in self._patches(whole_journal=True)}
         stems = {file_stem(slide_id): self.journal.known(slide_id) for slide_id in self.journal.slides}
-        others = {name: file for name, file in self.output.pictures().items() if name not in rows and name not in self.aside}
-        remove([file for file in others.values() if _is_ours(file.name, stems)])
+        remove([file for name, file in self.output.pictures().items() if name not in rows and _is_ours(file.name, stems)])
 
     def _summarise(self) -> None:
         rejected: Counter = Counter()

@@ -123,6 +123,25 @@ def test_folders_are_found_by_what_they_hold(tmp_path):
     assert {path.name for path in patches} == {"deep", "d"}
 
 
+def test_folders_are_found_behind_links_below_slides_and_with_their_split(tmp_path):
+    for name in (
+        "root/own/train/benign/x.png",
+        "root/own/test/benign/y.png",
+        "root/slides/x.svs",
+        "root/slides/patches/benign/x.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("slides/streaming/train_images", "slides/train_images/benign"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+    (tmp_path / "elsewhere" / "gleason3").mkdir(parents=True)
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "round").symlink_to(tmp_path / "root")
+    slides, patches = find_folders(tmp_path / "root")
+    assert [path.name for path in slides] == ["slides"]
+    assert [path.relative_to(tmp_path / "root").as_posix() for path in patches] == ["linked", "own", "slides/patches"]
+
+
 # --------------------------------------------------------------------------------------------------------------- patches
 
 
@@ -248,6 +267,21 @@ def test_one_planted_fault_of_each_kind_in_slides_is_named(tmp_path, tiny_slides
     assert found["no_score"] == ["ccc3: 'seven'"]
     assert found["not_fetched"] == ["ccc1", "ccc2", "ccc3"]
     assert "odd" in found["no_row"]
+
+
+def test_slides_without_any_mask_are_named_where_the_table_promises_them(tmp_path, tiny_slides, report):
+    folder = tiny_slides()
+    (folder / "train_label_masks").rename(tmp_path / "elsewhere")
+    code, found = report("--slides", "panda")
+    assert code == 0 and found["no_mask"] == ["aaa1", "aaa2", "aaa3", "bbb1", "bbb2", "bbb3"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such names")
+def test_a_slide_named_in_another_encoding_is_named(tmp_path, tiny_slides, report):
+    images = tiny_slides() / "train_images"
+    os.rename(images / "aaa1.tiff", os.fsencode(images) + b"/Pr\344parat.tiff")
+    code, found = report("--slides", "panda")
+    assert code == 1 and found["name"] == ["Pr\\udce4parat.tiff"]
 
 
 def test_sound_slides_have_no_finding(tmp_path, tiny_slides, report):

@@ -22,9 +22,9 @@ import extract_patches
 from common.errors import UserError
 from data.extract_report import report
 from data.journal import NAME as JOURNAL
-from data.manifest import read_manifest
+from data.manifest import read_manifest, write_manifest
 from data.patches import ExtractSettings, extract, overlay_folder
-from data.quarantine import set_aside
+from data.quarantine import quarantine_folder, set_aside
 from tests.conftest import draw_slide, write_panda_folder, write_pyramid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,21 @@ def contents(folder):
 def command_for(settings):
     folders = ["--data_dir", str(settings.data_dir), "--output_dir", str(settings.output_dir)]
     return [sys.executable, "extract_patches.py", "--patch_size", str(PATCH), "--workers", "1", *folders]
+
+
+def break_tiles(path, keep):
+    """Overwrite the full-resolution tiles of a slide that no patch of ``keep`` touches."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        across = page.imagewidth // page.tilewidth
+        corners = [(patch.x + dx, patch.y + dy) for patch in keep for dx in (0, PATCH - 1) for dy in (0, PATCH - 1)]
+        whole = {y // page.tilelength * across + x // page.tilewidth for x, y in corners}
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    data = bytearray(path.read_bytes())
+    for index in set(range(len(places))) - whole:
+        offset, count = places[index]
+        data[offset : offset + count] = b"\0" * count
+    path.write_bytes(data)
 
 
 @pytest.fixture(scope="session")
@@ -224,6 +239,18 @@ def test_patches_that_were_set_aside_stay_away_and_others_take_their_place(setti
     assert {patch.path for patch in third.patches} == {patch.path for patch in again.patches} and not first.exists()
 
 
+def test_a_patch_brought_back_from_quarantine_with_its_row_stays(settings):
+    settings = replace(settings, max_patches=20)
+    rows = extract(settings).patches
+    set_aside(settings.output_dir, {rows[0].path: "a copy"})
+    extract(settings)
+    (quarantine_folder(settings.output_dir) / rows[0].path).rename(settings.output_dir / rows[0].path)
+    write_manifest(settings.output_dir, [*read_manifest(settings.output_dir), rows[0]])
+    assert extract(settings).patches == rows
+    again = extract(settings)
+    assert again.patches == rows and not again.made and (settings.output_dir / rows[0].path).exists()
+
+
 def test_slides_that_arrive_later_move_no_other_to_the_other_side(settings, tmp_path):
     later = [settings.data_dir / "train_images" / "bbb1.tiff"]  # by itself it would be held out instead of the one that was
     for path in later:
@@ -311,6 +338,42 @@ def test_a_slide_that_breaks_later_takes_no_patches_with_it(settings):
     assert contents(settings.output_dir) == before
 
 
+def test_a_region_that_cannot_be_read_costs_no_patch_that_there_was(settings, tmp_path, capsys):
+    settings = replace(settings, max_patches=12)
+    sound = extract(replace(settings, output_dir=tmp_path / "sound"))
+    before = [patch for patch in sound.patches if patch.slide_id == "bbb1"]
+    break_tiles(settings.data_dir / "train_images" / "bbb1.tiff", before)
+    assert extract(settings).patches == sound.patches
+    result = extract(replace(settings, max_patches=30))
+    assert [(failure.slide_id, failure.stage) for failure in result.failed] == [("bbb1", "cut")]
+    assert [patch for patch in result.patches if patch.slide_id == "bbb1"] == before and len(result.patches) == 30
+    assert all((settings.output_dir / patch.path).exists() for patch in result.patches)
+    assert "slide bbb1 gives no more than the 2 patches that it gave before" in capsys.readouterr().out
+    assert extract(replace(settings, max_patches=30)).patches == result.patches
+
+
+@pytest.mark.parametrize("lost", ["train_label_masks", "train.csv"])
+def test_labels_are_not_lost_with_the_masks_or_the_table(settings, lost, tmp_path):
+    extract(settings)
+    before = contents(settings.output_dir)
+    (settings.data_dir / lost).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"slide\(s\) that gave labelled patches .* no longer have a mask, or a row in train.csv"):
+        extract(settings)
+    assert contents(settings.output_dir) == before
+    (tmp_path / "elsewhere").rename(settings.data_dir / lost)
+    extract(settings)
+    assert contents(settings.output_dir) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such names")
+def test_slides_with_names_of_another_encoding_are_left_out_and_said(settings, capsys):
+    slide = settings.data_dir / "train_images" / "aaa1.tiff"
+    shutil.copy(slide, os.fsencode(slide.parent) + b"/Pr\344parat.tiff")
+    result = extract(settings)
+    assert len(result.patches) == 6 * 9 and not result.failed
+    assert "1 slide(s) left out whose names are no plain text, rename them: Pr\\udce4parat.tiff" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("below", ["", "train_images", "train_label_masks/patches"])
 def test_patches_do_not_go_among_the_slides(settings, below):
     before = set(settings.data_dir.rglob("*"))
@@ -382,12 +445,7 @@ def test_a_bad_slide_is_recorded_and_the_rest_goes_on(settings, tmp_path):
 
 
 def test_a_slide_that_breaks_while_it_is_cut_gives_nothing_and_others_make_up_for_it(settings):
-    path = settings.data_dir / "train_images" / "bbb1.tiff"
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as tiff:
-        for offset, count in zip(tiff.pages[0].dataoffsets, tiff.pages[0].databytecounts, strict=True):
-            data[offset : offset + count] = b"\0" * count
-    path.write_bytes(data)
+    break_tiles(settings.data_dir / "train_images" / "bbb1.tiff", keep=())
     result = extract(replace(settings, max_patches=30))
     assert [(failure.slide_id, failure.stage) for failure in result.failed] == [("bbb1", "cut")]
     assert len(result.patches) == 30

@@ -17,7 +17,7 @@ import download_panda_data as script
 from common.errors import UserError
 from data import stream
 from data.ledger import Ledger
-from data.panda import KNOWN_BAD
+from data.panda import KNOWN_BAD, STREAMING
 from data.patches import ExtractSettings, extract
 from data.transfer import Line
 from tests.conftest import sizes
@@ -93,7 +93,7 @@ def room_of(files, slides):
 
 @pytest.mark.parametrize("max_patches", [20, 1000])
 def test_streamed_patches_are_those_of_the_plain_way(streaming, files, tmp_path, _tiny_slides, max_patches, monkeypatch):
-    room, staging, most = room_of(files, 2), tmp_path / "panda" / stream.FOLDER, []
+    room, staging, most = room_of(files, 2), tmp_path / "panda" / STREAMING, []
     visits, visit = Counter(), stream._Visits._visit
 
     def counted(self, todo, work):
@@ -124,6 +124,24 @@ def test_without_masks(streaming, tmp_path, _tiny_slides):
     assert patches_of(tmp_path / "streamed") == plain(bare, max_patches=20)
 
 
+def test_masks_are_not_asked_for_later(streaming, tmp_path):
+    _, run = streaming()
+    run("--max_patches", "6", "--no_masks")
+    before = patches_of(tmp_path / "streamed")
+    with pytest.raises(UserError, match="was made with masks False; use the same settings again"):
+        run("--max_patches", "20")
+    assert patches_of(tmp_path / "streamed") == before
+
+
+def test_a_slide_that_came_again_without_its_mask_is_waited_for(streaming, tmp_path, _tiny_slides):
+    _, run = streaming()
+    run("--max_patches", "6")
+    image = tmp_path / "panda" / STREAMING / "train_images" / "aaa3.tiff"  # as a run leaves it that is stopped between the two
+    shutil.copy(_tiny_slides / "train_images" / "aaa3.tiff", image)
+    run("--max_patches", "20")
+    assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, max_patches=20)
+
+
 def test_a_finished_stream_fetches_nothing_and_a_larger_one_fetches_again(streaming, files, tmp_path, _tiny_slides):
     server, run = streaming()
     run("--max_patches", "6")
@@ -140,7 +158,7 @@ def test_killed_at_any_point_it_goes_on_without_loss_or_double(streaming, files,
     code = "from data import stream; stream.cores = lambda: 0; import download_panda_data as s; s.cli.run(s.main)"
     command = [sys.executable, "-c", code, *flags(tmp_path, room_of(files, 2)), "--max_patches", "20", "--limit_rate", "600kB"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    staging, streamed = tmp_path / "panda" / stream.FOLDER, tmp_path / "streamed"
+    staging, streamed = tmp_path / "panda" / STREAMING, tmp_path / "streamed"
     conditions = (
         lambda: list(streamed.rglob("*.png")),
         lambda: (staging / "downloads.csv").exists() and ",used" in (staging / "downloads.csv").read_text(),

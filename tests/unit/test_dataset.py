@@ -1,7 +1,11 @@
 """PatchDataset: three kinds of folders, labels, the decoded cache, damaged files."""
 
+import io
 import os
 import pickle
+import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,10 +13,12 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.pictures import UNDECODABLE
 from data.augment import Augmentation
 from data.dataset import CONDITIONS, PatchDataset, PatchFile, class_of, condition_of, decode, list_patches
 from data.manifest import Patch, write_manifest
 from data.order import Draw
+from data.quality import scan_patch
 
 SIZE = 32
 
@@ -125,6 +131,19 @@ def test_the_cache_is_built_anew_when_a_file_of_the_same_size_replaces_another(t
 def test_the_same_patches_in_another_stain_are_not_those_of_the_cache(folder):
     first = [PatchDataset(folder, SIZE, stain_normalize=method).pixels(0) for method in ("none", "macenko", "reinhard")]
     assert not any(np.array_equal(first[k], first[k - 1]) for k in range(3))
+
+
+def test_what_killed_runs_left_of_the_cache_is_removed(folder):
+    PatchDataset(folder, SIZE)
+    cache = next(path for path in folder.glob(".decoded_*") if path.suffix != ".json")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    gone, running = (folder / f".{cache.name}.{pid}.1.tmp" for pid in (process.pid, os.getppid()))
+    for path in (gone, running):
+        path.touch()
+    cache.unlink()
+    PatchDataset(folder, SIZE)
+    assert cache.exists() and running.exists() and not gone.exists()
 
 
 def test_a_damaged_cache_note_is_not_believed(folder):
@@ -305,6 +324,47 @@ def test_folders_named_train_and_val_are_the_split(tmp_path):
         draw_patch(tmp_path / path, number)
     dataset = PatchDataset(tmp_path, SIZE, "label")
     assert dataset.classes == ["a", "b"] and len(dataset) == 4 and len(dataset.other_split("test")) == 4
+
+
+def test_a_split_without_labels_is_no_label(tmp_path):
+    for number, path in enumerate(("train/a.png", "train/b.png", "test/c.png")):
+        draw_patch(tmp_path / path, number)
+    assert {(file.path, file.label, file.split) for file in list_patches(tmp_path)} == {
+        ("train/a.png", "unlabelled", "train"),
+        ("train/b.png", "unlabelled", "train"),
+        ("test/c.png", "unlabelled", "test"),
+    }
+
+
+def test_what_is_hidden_or_was_set_aside_is_no_patch(tmp_path):
+    for number, path in enumerate(
+        ("a/x.png", ".ipynb_checkpoints/x.png", "a/.thumbs/x.png", "train_quarantine/a/x.png", "a/.y.png")
+    ):
+        draw_patch(tmp_path / path, number)
+    assert [file.path for file in list_patches(tmp_path)] == ["a/x.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such names")
+def test_a_name_that_is_no_text_gets_one_sentence(tmp_path):
+    draw_patch(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", os.fsencode(tmp_path) + b"/x\344.png")
+    with pytest.raises(UserError, match=r"x\\udce4.png, whose name is no plain text; rename"):
+        list_patches(tmp_path)
+
+
+def test_a_tiff_of_nonsense_is_a_damaged_patch(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE)).save(content, "TIFF")
+    data = bytearray(content.getvalue())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (tags,) = struct.unpack_from("<H", data, start)
+    for entry in range(start + 2, start + 2 + 12 * tags, 12):
+        if struct.unpack_from("<H", data, entry) == (273,):  # where the pixels begin: at 8.0
+            struct.pack_into("<HHIf", data, entry, 273, 11, 1, 8.0)
+    (tmp_path / "x.tif").write_bytes(data)
+    with pytest.raises(UNDECODABLE):
+        decode(tmp_path / "x.tif", SIZE)
+    assert scan_patch(tmp_path, "x.tif").fault == "damaged"
 
 
 @pytest.mark.parametrize("condition", ["label", "isup"])

@@ -431,6 +431,27 @@ def test_quarantine_moves_mends_and_says_why(tmp_path):
     assert quarantine.set_aside(folder, assessment.faults) == 0
 
 
+def test_quarantine_keeps_columns_of_peoples_own(tmp_path):
+    rows = [f"{row.path},{row.split},P{number}" for number, row in enumerate(make_folder(tmp_path))]
+    (tmp_path / "patches.csv").write_text("\n".join(["path,split,patient", *rows]) + "\n")
+    assert quarantine.set_aside(tmp_path, {rows[2].split(",")[0]: "blank"}) == 1
+    assert (tmp_path / "patches.csv").read_text().split() == ["path,split,patient", *rows[:2], *rows[3:]]
+
+
+def test_rows_of_a_folder_that_may_not_be_read_stay(tmp_path, monkeypatch):
+    rows, lstat = make_folder(tmp_path), Path.lstat
+
+    def refused(path):
+        if "gleason4" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refused)
+    (tmp_path / rows[1].path).unlink()
+    assert quarantine.set_aside(tmp_path, {}) == 1
+    assert {row.path for row in read_manifest(tmp_path)} == {row.path for row in rows} - {rows[1].path}
+
+
 def test_quarantine_never_overwrites(tmp_path):
     folder = tmp_path / "patches"
     for k in range(3):
