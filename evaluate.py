@@ -11,6 +11,8 @@ Writes OUT/report.html for people and OUT/metrics.json for programs.
 from __future__ import annotations
 
 import argparse
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +25,11 @@ from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
 from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
-from data.holdout import TRAINED_ON, groups_of, train_and_held_out
+from data.holdout import TRAINED_ON, groups_of, on_both_sides, train_and_held_out
 from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import inception, lite0
-from metrics.images import ImageSet, choose, draw_set, read_images, side_of
+from metrics.images import ImageSet, choose, draw_set, mixed_otherwise, read_images, reduced, side_of
 from metrics.pixel_search import SIDE
 from metrics.report import headline, write_report
 from models.features import LITE0_WEIGHTS, Lite0
@@ -97,7 +99,9 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
     read, names = reader(args.patches), np.array([file.path for file in train])
     gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")
     if sampler:
-        fake = draw_set(sampler.sample, sampler.labels, [class_of(file, condition) for file in train], args.max_images, args.seed)
+        classes = [class_of(file, condition) for file in train]
+        fake = draw_set(sampler.sample, sampler.labels, classes, args.max_images, args.seed)
+        fake = replace(fake, images=reduced(fake.images, size))
     else:
         fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")
     return Sets(
@@ -114,6 +118,8 @@ def main() -> int:
         return compare_runs(*args.compare, args.out)
     for folder in (args.out, args.cache):
         folder.mkdir(parents=True, exist_ok=True)  # a name that cannot be one is told before the work
+    with tempfile.TemporaryFile(dir=args.out):  # and so is a folder that cannot be written
+        pass
     args.patches = at_hand(args.patches)
     together, device = processes.join(choose_device(args.device))
     train, held_out = real = train_and_held_out(args.patches)
@@ -126,6 +132,7 @@ def main() -> int:
         notes.append(f"No second feature space, and no search for copies in other than quarter turns: run {INSTALL}")
     notes += [f"Left out, as asked: {', '.join(args.skip)}."] if args.skip else []
     sets = load_sets(args, real, made, device)
+    notes += [note for note in (on_both_sides(train, held_out), mixed_otherwise(sets.fake, sets.train)) if note]
     cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
     sections = assess(sets, networks.shared(together.run, together.world), args.seed, args.skip, cache)
     processes.leave(together)

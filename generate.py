@@ -19,8 +19,7 @@ from common.files import sha256
 from common.labels import known
 from common.storage import Place, place
 from data.copies import at_hand
-from data.dataset import class_of, condition_of, reader
-from data.holdout import train_and_held_out
+from data.dataset import class_of, condition_of, list_patches, reader
 from metrics.features import backbone
 from metrics.images import ImageSet, choose, image_set, read_images
 from metrics.selection import LabelJudge, best_of, digest
@@ -109,7 +108,7 @@ def labels_of(sampler: Sampler, label: str | None) -> list[str]:
     if label is not None:
         sampler.number(label)  # an unknown label is an error that lists the known ones
         return [label]
-    return [name for name in sampler.labels if known(name)] or [""]
+    return [name for name in sampler.labels if known(name)] or sampler.labels or [""]
 
 
 def write(sampler: Sampler, args: argparse.Namespace, together: Processes) -> None:
@@ -132,7 +131,7 @@ def judging_patches(sampler: Sampler, folder: Place) -> ImageSet:
     if not sampler.labels:
         raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
     folder, condition = at_hand(folder), condition_of(sampler.labels)
-    files = train_and_held_out(folder)[0]
+    files = [file for file in list_patches(folder) if file.split == "train"]
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
     return image_set(images, [known(class_of(file, condition)) for file in files])

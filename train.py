@@ -8,12 +8,14 @@ torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 from common import cli
+from common.errors import UserError
 from common.pictures import save, to_uint8
 from common.progress import say
 from data.augment import Augmentation
@@ -53,8 +55,10 @@ def begin(args, notes: Notes) -> int:
     check_speed_ups(device, args.precision == "bfloat16", args.compile)
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
     source, state = resume.find_state(args, folder, log_folder)
-    args.patches = at_hand(resume.patches_of(args, state))
+    named = resume.patches_of(args, state)
+    args.patches = at_hand(named)
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
+    config = replace(config, patches=str(named))  # not the copy that is at hand
     with together.first_goes_ahead():  # it writes the cache of decoded patches
         dataset = open_patches(args, config, state)
     if args.preview_augmentation:
@@ -70,6 +74,8 @@ def begin(args, notes: Notes) -> int:
     if trainer.images >= trainer.images_total and (args.dry_run or checkpoint.is_complete(folder)):
         say(f"{source} has {trainer.epoch:.0f} of {config.epochs} epochs: nothing left to do; a larger --epochs trains on")
         return 0
+    if trainer.images >= trainer.images_total + config.batch_size:  # less is a run whose end was missed
+        raise UserError(f"{source} is at epoch {trainer.epoch:.2f}, beyond --epochs {config.epochs}; give a larger number to go on")
     if args.dry_run:
         return dry_run(trainer, make_loader(trainer, dataset, args.workers))
     code = train(args, trainer, dataset, source, folder, log_folder, notes)

@@ -20,8 +20,10 @@ from scipy.ndimage import map_coordinates
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
+from common.errors import UserError
 from common.labels import known
-from data.dataset import decode, list_patches
+from data.dataset import decode
+from data.holdout import train_and_held_out
 from metrics.copies import Gallery
 from metrics.evaluation import Networks, Sets, assess
 from metrics.features import lite0
@@ -91,14 +93,17 @@ def planted_faults(fake: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def read(patches: Path, size: int) -> tuple[ImageSet, np.ndarray, np.ndarray]:
-    """All patches, their thumbnails, and which are of the test split."""
-    files = list_patches(patches)
+    """All patches, their thumbnails, and which are held out. Raises UserError where they are of one slide."""
+    train, held_out = train_and_held_out(patches)
+    files = train + held_out
+    if len({file.slide_id for file in held_out}) < 2:
+        raise UserError(f"{patches} holds out one slide, and two are needed; extract patches from more slides")
     paths = [patches / file.path for file in files]
     labels = [known(file.label) for file in files]
     columns = ([f.path for f in files], labels, [f.data_provider for f in files], [f.slide_id for f in files])
     images = ImageSet(read_images(paths, decode, size, "read patches"), *map(np.array, columns))
     thumbnails = read_images(paths, decode, SIDE, "read small")
-    return images, thumbnails, np.array([file.split == "test" for file in files])
+    return images, thumbnails, np.arange(len(files)) >= len(train)
 
 
 def objections(
@@ -130,12 +135,12 @@ def main() -> None:
     kinds += ("copy shifted both ways, off the grid", "copy turned by 20 degrees", "mirrored copy, 1.25 times as large")
     table |= {kind: planted_copies(fake.images, train.images, kind) for kind in kinds}
     table |= planted_faults(fake.images)
-    label = str(fake.labels[fake.labels != ""][0])
-    members = np.flatnonzero(fake.labels == label)
-    collapsed = fake.images.copy()
-    noise = np.random.default_rng(0).normal(0, 4, collapsed[members].shape)
-    collapsed[members] = soft(collapsed[members[np.arange(len(members)) % 3]] + noise)
-    table[f"collapse of {label}"] = collapsed
+    for label in np.unique(fake.labels[fake.labels != ""])[:1]:
+        members = np.flatnonzero(fake.labels == label)
+        collapsed = fake.images.copy()
+        noise = np.random.default_rng(0).normal(0, 4, collapsed[members].shape)
+        collapsed[members] = soft(collapsed[members[np.arange(len(members)) % 3]] + noise)
+        table[f"collapse of {label}"] = collapsed
     print(f"{len(train)} training, {len(control)} control, {len(fake)} played as generated, {args.size} pixels")
     for name, images in table.items():
         played = ImageSet(images, fake.names, fake.labels, fake.providers, fake.groups)

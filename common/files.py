@@ -48,6 +48,13 @@ def remove_leftovers(path: Path) -> None:
             continue
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` is whole or as it was; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 so that ``path`` is whole or as it was."""
     with replacing(path, "w") as file:

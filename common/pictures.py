@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from isal import isal_zlib
 from PIL import Image, ImageDraw, ImageFont
+
+from common.files import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +42,10 @@ def grid(images: np.ndarray, columns: int, captions: Sequence[str] = ()) -> Imag
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture where a user asked for it, in the format of the name's ending; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    """Write a picture where a user asked for it, in the format of the name's ending; its folder is made. Raises OSError."""
+    content = io.BytesIO()
+    picture.save(content, Image.registered_extensions()[path.suffix.lower()])
+    write_bytes(path, content.getvalue())
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

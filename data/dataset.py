@@ -296,8 +296,9 @@ class PatchDataset(Dataset):
 
     def groups(self) -> list[Hashable]:
         """What the order balances over, a key for each patch: label (or grade) and provider."""
-        by_label = self.condition.startswith("label")
-        return [(file.label if by_label else file.isup_grade, file.data_provider) for file in self.files]
+        what = self.condition.partition("+")[0]
+        names = [file.isup_grade if what == "none" else class_of(file, what) for file in self.files]
+        return [(name, file.data_provider) for name, file in zip(names, self.files, strict=True)]
 
     def class_counts(self) -> list[int]:
         """Patches of each class, in the order of ``classes``."""

@@ -28,6 +28,18 @@ def groups_of(folder: Path, files: list[PatchFile]) -> list[str]:
     return [file.slide_id if of_slides else file.path for file in files]
 
 
+def on_both_sides(train: list[PatchFile], held_out: list[PatchFile]) -> str:
+    """A sentence where held-out patches are of slides that training patches are of too; "" where none are."""
+    held = {file.slide_id for file in held_out}
+    shared = held & {file.slide_id for file in train}
+    if not shared:
+        return ""
+    return (
+        f"{len(shared)} of {len(held)} held-out slides have training patches too (by patches.csv, or by names SLIDE_X_Y), so "
+        "comparisons with them flatter. check_data.py names them; split the patches by slide."
+    )
+
+
 def train_and_held_out(folder: Path) -> tuple[list[PatchFile], list[PatchFile]]:
     """Training and held-out patches: each as its row or folder says, as train.py takes it, or a fifth of the slides (by a hash of
     their names) where there is no split.

@@ -47,12 +47,12 @@ def power_spectrum(images: np.ndarray) -> np.ndarray:
     return total / len(images)
 
 
-def periodic_power(spectrum: np.ndarray, period: int) -> tuple[float, float] | None:
-    """(how far a pattern of this period (pixels) stands out of its surroundings, in decades of power; its grey levels, root mean
-    square over the images); None where the side is shorter than eight periods.
+def periodic_peaks(spectrum: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of every frequency of a pattern of this period (pixels) that is not already one of a shorter period: how far it stands out of
+    its surroundings, in decades of power, and its mean square in grey levels over the images. None where the side is shorter than
+    eight periods.
 
     A pattern along rows, columns or both has its energy at multiples of S / period; the surroundings are two to four bins away.
-    The strongest of the frequencies that are not already those of a shorter period counts.
     """
     side = len(spectrum)
     if side < 8 * period:
@@ -69,11 +69,11 @@ def periodic_power(spectrum: np.ndarray, period: int) -> tuple[float, float] | N
         near = [(dy, dx) for dy, dx in offsets if (row or not dy) and (column or not dx)]
         around = np.median([logs[(row + dy) % side, (column + dx) % side] for dy, dx in near])
         power = max(0.0, spectrum[row, column] - 10.0**around)
-        # A wave of amplitude A has A / 2 times the window's sum, (S / 2)^2, at both its frequencies, or A where they are one.
-        halves = 1.0 if 2 * row % side == 2 * column % side == 0 else 2.0
-        return float(logs[row, column] - around), float(np.sqrt(halves * power) / (side / 2) ** 2)
+        # A wave of amplitude A has A / 2 times the window's sum, (S / 2)^2, at both its frequencies, or A where they are one: all
+        # frequencies together have the pattern's mean square.
+        return float(logs[row, column] - around), power / (side / 2) ** 4
 
-    return max(stands_out(row, column) for row, column in peaks)
+    return tuple(np.array([stands_out(row, column) for row, column in peaks]).T)
 
 
 def artefacts_section(fake: ImageSet, train: ImageSet, held_out: ImageSet) -> Section:
@@ -130,11 +130,14 @@ def _periods(section: Section, fake: np.ndarray, train: np.ndarray, held_out: np
 
 def _period(spectra: list[np.ndarray], period: int, count: int) -> dict[str, float] | None:
     """What one row shows; ``count`` generated images."""
-    found = [periodic_power(spectrum, period) for spectrum in spectra]
+    found = [periodic_peaks(spectrum, period) for spectrum in spectra]
     if None in found:
         return None
-    (value, levels), (real, _), (control, _) = found
+    value, real, control = (float(decades.max()) for decades, _ in found)
     limit = max(real, control) + max(PERIOD_LIMIT, FEW_LIMIT / np.sqrt(count))
+    decades, squares = found[0]
+    pattern = decades >= min(limit, value - 1e-6)  # all that stands out; the strongest where nothing does
+    levels = float(np.sqrt(squares[pattern].sum()))
     return {"generated": value, "training": real, "held_out": control, "limit": limit, "grey_levels": levels}
 
 

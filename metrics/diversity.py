@@ -35,7 +35,7 @@ def repeats(features: np.ndarray, real: np.ndarray) -> float:
 def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, features: dict[str, np.ndarray], seed: int) -> Section:
     """Variety of each label (and of all images) against equally many training patches. features: "train", "held_out", "fake"."""
     section = Section("diversity", "Variety", _EXPLANATION)
-    rows = []
+    rows, few = [], []
     for label in ["", *filter(None, np.unique(fake.labels))]:
         parts = {
             name: features[name][images.labels == label] if label else features[name]
@@ -45,13 +45,15 @@ def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, featu
         name = label or ALL
         if generated is None:
             rows.append([name, "too few images", *[""] * 6])
+            few.append(name)
             continue
         section.numbers[name] = {"generated": generated, "held_out": control}
         rows.append([name, *_cells(generated), *_cells(control), str(len(parts["fake"]))])
         section.findings += _findings(name, generated)
     section.findings += _repeated(section.numbers)
-    if not section.numbers:
-        section.untested.append(f"Variety was not tested: fewer than {MIN_IMAGES} images.")
+    if few:
+        what = "" if ALL in few else f" of {', '.join(few)}"
+        section.untested.append(f"Variety{what} was not tested: fewer than {MIN_IMAGES} images, or training patches.")
     measures = ("spread", "nearest", "repeats")
     columns = ["", *measures, *(f"held-out {measure}" for measure in measures), "images"]
     section.tables.append(Table("Distances among images over those among equally many training patches", columns, rows))

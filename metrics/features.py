@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.files import replacing
-from common.progress import track
+from common.progress import say, track
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,12 @@ def extract(images: np.ndarray, extractor: Extractor, what: str | None = "featur
         parts = [_run(images[start : start + extractor.batch], extractor) for start in shown]
     features = np.concatenate(parts)
     if file:
-        cache.mkdir(parents=True, exist_ok=True)
-        with replacing(file, durable=False) as stream:
-            np.save(stream, features, allow_pickle=False)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with replacing(file, durable=False) as stream:
+                np.save(stream, features, allow_pickle=False)
+        except OSError as error:
+            say(f"warning: these features are measured anew next time, {cache} cannot be written ({error.strerror or error})")
     return features
 
 

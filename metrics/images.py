@@ -16,6 +16,7 @@ from common.labels import known
 from common.pictures import UNDECODABLE
 from common.progress import track
 
+OTHER_MIX = 0.1  # of the images would need another label to have the training patches' shares
 MIN_IMAGES = 20  # of a set, below which nothing is said of their distribution
 
 
@@ -65,6 +66,21 @@ def draw_set(
     return image_set(np.concatenate(parts), np.repeat([known(label) for label in labels], counts))
 
 
+def mixed_otherwise(fake: ImageSet, train: ImageSet) -> str:
+    """A sentence where the labels of the images have other shares than those of the training patches; "" where they have not."""
+    if not fake.labels.astype(bool).any():
+        return ""
+    named = sorted({*fake.labels, *train.labels})
+    shares = [((fake.labels == name).mean(), (train.labels == name).mean()) for name in named]
+    if sum(abs(one - other) for one, other in shares) / 2 < OTHER_MIX:
+        return ""
+    text = ", ".join(f"{name or 'unlabelled'} {one:.0%} for {other:.0%}" for name, (one, other) in zip(named, shares, strict=True))
+    return (
+        f"The labels of the images are mixed otherwise than those of the training patches ({text}). What is said of all images "
+        "together (distances, colour) counts that as a difference: read it label by label, or evaluate the checkpoint itself."
+    )
+
+
 def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray], size: int, what: str) -> np.ndarray:
     """All files through ``decode(path, size)``, two at a time: (N, size, size, 3) uint8.
 
@@ -79,6 +95,13 @@ def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray]
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(track(pool.map(one, paths), what, total=len(paths), unit="images")))
+
+
+def reduced(images: np.ndarray, size: int) -> np.ndarray:
+    """(N, S, S, 3) uint8 -> (N, size, size, 3) uint8 by area averaging, as files are read that are larger."""
+    if images.shape[1] == size:
+        return images
+    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX)) for image in images])
 
 
 def side_of(file: Path | BinaryIO, name: Path) -> int:

@@ -105,13 +105,27 @@ def keep_other_latest(folder: Path, images: int, generator: dict[str, torch.Tens
         tensors = ((value, generator.get(name)) for name, value in weights.items() if isinstance(value, torch.Tensor))
         if progress["images"] == images and all(b is not None and torch.equal(a, b.cpu()) for a, b in tensors):
             return None
-        name = f"kept_{numbered(folder, round(progress['images'] / progress['images_per_epoch'])).stem}"
+        name = f"kept_{numbered(folder, round(epochs_of(progress))).stem}"
     except (UserError, KeyError, TypeError):
         return None
     names = (f"{name}{'' if number == 1 else f'_{number}'}.pt" for number in itertools.count(1))
     target = next(folder / name for name in names if not (folder / name).exists())
     keep_as(folder / LATEST, target)
     return target
+
+
+def epochs_of(progress: dict) -> float:
+    """Epochs seen at a checkpoint: those until the number of patches changed last, and those since."""
+    epochs, images = progress.get("origin", (0.0, 0))
+    return epochs + (progress["images"] - images) / progress["images_per_epoch"]
+
+
+def origin_for(progress: dict, images_per_epoch: int) -> tuple[float, int]:
+    """Where the count of epochs goes on with ``images_per_epoch`` patches: (epochs, images) of the last change of that number."""
+    if progress["images_per_epoch"] != images_per_epoch:
+        return epochs_of(progress), int(progress["images"])
+    epochs, images = progress.get("origin", (0.0, 0))
+    return float(epochs), int(images)
 
 
 def all_in(folder: Path) -> list[Path]:

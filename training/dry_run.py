@@ -20,6 +20,7 @@ SECONDS = 4.0  # for each resolution
 def dry_run(trainer: Trainer, loader: Iterable[tuple[Tensor, Tensor]]) -> int:
     """Say what a run would be, from a few real steps that are thrown away."""
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # a short run's are too few to measure
+    begun = trainer.epoch
     trainer.train_on(*next(batches))  # the first step pays for warming up
     done, seconds = trainer.images, 0.0
     rates = []
@@ -34,7 +35,8 @@ def dry_run(trainer: Trainer, loader: Iterable[tuple[Tensor, Tensor]]) -> int:
     say(f"{'memory':>16}  {peak_memory_mb(trainer.device)} MB on {describe(trainer.device)}")
     say(f"{'speed':>16}  {', '.join(f'{rate:.1f}' for rate in rates)} images/s" + (" as it grows" if len(rates) > 1 else ""))
     say(f"{'one epoch':>16}  {trainer.images_per_epoch} patches, {duration(trainer.images_per_epoch / rates[-1])}")
-    say(f"{'whole run':>16}  {trainer.config.epochs} epochs, {duration(seconds)}")
+    left = f" from epoch {begun:.0f} on" if begun >= 1 else ""
+    say(f"{'whole run':>16}  {trainer.config.epochs} epochs, {duration(seconds)}{left}")
     return 0
 
 

@@ -253,6 +253,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--elastic goes up to an eighth of --image_size; beyond, nothing is left of the tissue")
     if args.label_smoothing is not None and args.label_smoothing >= 0.5:
         parser.error("--label_smoothing must be below 0.5, or real and fake change sides")
+    if args.label_smoothing and args.objective not in (None, "non_saturating"):
+        parser.error(f"--label_smoothing belongs to --objective non_saturating, and {args.objective} has no targets; leave it out")
     if args.run_name and (Path(args.run_name).name != args.run_name or args.run_name.startswith(".")):
         parser.error("--run_name is one folder name, without slashes")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from models.dcgan import from_legacy
 from training import checkpoint, options, presets, processes
 from training.config import TrainConfig
 from training.guard import DivergedError, check_finite
-from training.trainer import Trainer
+from training.trainer import Trainer, best_of
 
 
 def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tuple[Path | None, dict | None]:
@@ -28,8 +28,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
             raise UserError(
                 f"{folder} holds a run already ({held[0].name}); go on with --resume, or start another with --run_name NAME"
             )
-        if any((log_folder / "samples").glob("epoch_*.png")):
-            raise UserError(f"{log_folder} holds another run's log; move it away, or choose a --run_name NAME")
+        _check_log_is_free(log_folder)
         return None, None
     if args.resume == "":
         path, state = newest_in(folder)
@@ -38,7 +37,10 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
         state = checkpoint.load(path)
         own = path.parent.resolve() == folder.resolve()
         if not own and checkpoint.all_in(folder):
-            raise UserError(f"{folder} holds another run than {path}; choose another --run_name for this one")
+            way_out = f"--run_name {path.parent.name} goes on with it, another --run_name begins a run from it"
+            raise UserError(f"{folder} holds another run than {path}; {way_out}")
+        if not own:
+            _check_log_is_free(log_folder)
         if own and path.name == checkpoint.FINAL:
             path, state = newest_after(path, state)
     if checkpoint.is_plain_state_dict(state):
@@ -47,6 +49,14 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
     if missing:
         raise UserError(f"{path} lacks its {', '.join(missing)}; it was not written by train.py, resume from another checkpoint")
     return path, state
+
+
+def _check_log_is_free(folder: Path) -> None:
+    if any((folder / "samples").glob("epoch_*.png")):
+        raise UserError(
+            f"{folder} holds another run's log; move it away, or choose a --run_name NAME (to go on with that run, put its "
+            "checkpoints back where they were)"
+        )
 
 
 def newest_in(folder: Path) -> tuple[Path, dict]:
@@ -78,7 +88,7 @@ def _place(state: dict) -> tuple[int, float]:
     progress = state.get("progress")
     if not isinstance(progress, dict) or not {"images", "images_per_epoch"} <= progress.keys():
         return 0, 0.0
-    return progress["images"], progress["images"] / progress["images_per_epoch"]
+    return progress["images"], checkpoint.epochs_of(progress)
 
 
 def patches_of(args: argparse.Namespace, state: dict | None) -> Place:
@@ -142,9 +152,10 @@ def restore(trainer: Trainer, state: dict, folder: Path) -> None:
         check_finite(state)
     except DivergedError as error:
         raise UserError(f"the checkpoint is of a run that had diverged: {error}; resume from an earlier one") from error
-    with contextlib.suppress(UserError):  # one that is absent or damaged is written anew
-        best = checkpoint.load(folder / checkpoint.BEST)
-        trainer.best_kid = min(trainer.best_kid, float(best["progress"]["best_kid"]))
+    try:
+        trainer.best_kid, trainer.best_scored_on = best_of(checkpoint.load(folder / checkpoint.BEST)["progress"])
+    except (UserError, KeyError, TypeError, ValueError):  # absent, damaged or another program's: what comes next is the best here
+        trainer.best_kid, trainer.best_scored_on = math.inf, ""
     before = state["progress"]["images_per_epoch"]
     if before != trainer.images_per_epoch:
-        say(f"note: an epoch was {before} patches and is now {trainer.images_per_epoch}; {trainer.images} images seen count on")
+        say(f"note: an epoch was {before} patches and is now {trainer.images_per_epoch}; epochs count on from {trainer.epoch:.2f}")

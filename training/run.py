@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,7 @@ from training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
+BEST_BEFORE = "best_before.pt"
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 MAX_WORKER_DEATHS = 10
 # Patches that D judges for a line, held-out and training ones each: fewest, most, and one for so many images of the interval, since
@@ -321,9 +323,12 @@ class Run:
         scores = self.held_out.score(self.trainer.sampler().sample)
         if not scores:
             return  # no weights to score by, as the function has said
-        best = scores["kid"] < self.trainer.best_kid
+        trainer, scored_on = self.trainer, scores.get("scored_on", "")
+        if trainer.best_scored_on not in ("", scored_on):
+            self._begin_anew()
+        best = scores["kid"] < trainer.best_kid
         if best:
-            self.trainer.best_kid = scores["kid"]
+            trainer.best_kid, trainer.best_scored_on = scores["kid"], scored_on
             state = self.trainer.state()
             check_finite(state)
             self._write_latest(state)
@@ -336,6 +341,13 @@ class Run:
         )
         row = {"epoch": round(self.trainer.epoch, 6), "side": self.trainer.model.output_size}
         self.log.metrics(row | scores, self.trainer.images)
+
+    def _begin_anew(self) -> None:
+        """KIDs against other patches than before have nothing to beat; what was the best is kept under another name."""
+        with suppress(FileNotFoundError):
+            (self.folder / checkpoint.BEST).replace(self.folder / BEST_BEFORE)
+        self.trainer.best_kid = math.inf
+        self.log.line(f"note: the held-out patches are not those of before, so KID begins anew; best.pt is now {BEST_BEFORE}")
 
     def write_report(self, state: str) -> None:
         """report.html in the log folder; a failure costs the report and never the training."""

@@ -19,6 +19,7 @@ from models.config import ModelConfig, View
 from models.ema import ema_decay, make_ema, update_ema
 from models.layers import GROUP, run_alone
 from models.losses import RELATIVE, judged_rightly
+from training import checkpoint
 from training.config import TrainConfig
 from training.processes import Processes
 from training.recording import Recorder, Stream
@@ -27,6 +28,11 @@ from training.schedule import growth, learning_rate_factor, view_of
 from training.step import STATISTICS, Batch, GanStep, directly, restore_optimizer
 
 ADAPT_STEPS = 16
+
+
+def best_of(progress: dict) -> tuple[float, str]:
+    """A checkpoint's lowest KID, and a digest of the patches that it is against; "" in those of before it was written down."""
+    return float(progress["best_kid"]), str(progress.get("best_scored_on", ""))
 
 
 class Trainer:
@@ -52,10 +58,11 @@ class Trainer:
         self.model, self.config, self.device = model, config, device
         self.classes, self.class_counts = list(classes), list(class_counts)
         self.images_per_epoch, self.images = images_per_epoch, 0
+        self.origin = 0.0, 0  # epochs and images seen when the folder got as many patches as it has now
         self.step = GanStep(generator, discriminator, config, self.processes, model.num_classes)
         self._record_steps()
         self.ema = make_ema(generator)
-        self.best_kid = math.inf
+        self.best_kid, self.best_scored_on = math.inf, ""
         self.strength = 0.0  # of the augmentation in front of D
         self._verdicts: list[Tensor] = []
         self._calibrated_at: int | None = None
@@ -79,7 +86,8 @@ class Trainer:
     @property
     def epoch(self) -> float:
         """Epochs done, fractional."""
-        return self.images / self.images_per_epoch
+        epochs, images = self.origin
+        return epochs + (self.images - images) / self.images_per_epoch
 
     @property
     def resolution(self) -> int:
@@ -89,7 +97,8 @@ class Trainer:
     @property
     def images_total(self) -> int:
         """Images seen when the run is complete."""
-        return self.config.epochs * self.images_per_epoch
+        epochs, images = self.origin
+        return images + max(0, round((self.config.epochs - epochs) * self.images_per_epoch))
 
     def state(self) -> dict:
         """The whole state for a checkpoint. Random states need no place in it: all randomness follows from (seed, images)."""
@@ -99,7 +108,13 @@ class Trainer:
             "config": self.config.to_dict(),
             "classes": self.classes,
             "class_counts": self.class_counts,
-            "progress": {"images": self.images, "images_per_epoch": self.images_per_epoch, "best_kid": self.best_kid},
+            "progress": {
+                "images": self.images,
+                "images_per_epoch": self.images_per_epoch,
+                "origin": self.origin,
+                "best_kid": self.best_kid,
+                "best_scored_on": self.best_scored_on,
+            },
             "strength": self.strength,
             "verdicts": torch.stack(self._verdicts).cpu() if self._verdicts else torch.zeros(0),
             "generator": self.step.generator.state_dict(),
@@ -127,7 +142,8 @@ class Trainer:
                 restore_optimizer(self.step.opt_c, state["opt_c"])
             self._record_steps()
             self.images = int(state["progress"]["images"])
-            self.best_kid = float(state["progress"]["best_kid"])
+            self.origin = checkpoint.origin_for(state["progress"], self.images_per_epoch)
+            self.best_kid, self.best_scored_on = best_of(state["progress"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
             self._verdicts = list(state["verdicts"].to(self.device)) if "verdicts" in state else []
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -251,6 +267,8 @@ class Trainer:
         """
         # Copies, since batch norm would remember the images.
         judge = run_alone(copy.deepcopy(self.step.discriminator))
+        # At full size like the patches, which are averaged down after it where less is looked at.
+        whole = (View(self.step.generator.growth),) if self.model.grow_from else ()
         paint = run_alone(copy.deepcopy(self.step.generator)) if self.config.objective in RELATIVE else None
         random = torch.Generator().manual_seed(derive_seed(self.config.seed, "judged", self.images))
         real, fake = [], []
@@ -260,6 +278,6 @@ class Trainer:
             real.append(judge(batch, asked))
             if paint:
                 z = torch.randn(len(part), self.model.latent_dim, generator=random).to(self.device)
-                fake.append(judge(paint(z, asked), asked))
+                fake.append(judge(paint(z, asked, *whole), asked))
         # Without generated images only the share of real ones, which is all that is asked for, says anything.
         return judged_rightly(self.config.objective, torch.cat(real), torch.cat(fake or real))[0].item()

@@ -33,8 +33,9 @@ class History:
 
     @property
     def kids(self) -> list[dict]:
-        """Evaluations that have a KID."""
-        return [row for row in self.scores if finite(row.get("kid"))]
+        """Evaluations that have a KID, against the same patches as the last one: a resumed run may have got others."""
+        rows = [row for row in self.scores if finite(row.get("kid"))]
+        return [row for row in rows if scored_alike(row, rows[-1]) is not False]
 
     @property
     def window(self) -> list[dict]:
@@ -111,7 +112,7 @@ def discriminator_wins(run: History) -> str:
         return ""
     half = len(losses) // 2
     before, after = mean(losses[:half]), mean(losses[half:])
-    if after < WINNING_RISE * before:
+    if after - before < (WINNING_RISE - 1) * abs(before):
         return ""
     return (
         f"The discriminator is winning: over the last {len(losses)} log lines it was right about {mean(real):.0%} of the real and "
@@ -158,7 +159,7 @@ def kid_stalls(run: History) -> str:
         return ""
     return (
         f"KID has not improved over the last {SCORES} evaluations: {best['kid']:.4f} at epoch {best['epoch']:.0f} "
-        f"(kept as best.pt), {last['kid']:.4f} now."
+        f"and {last['kid']:.4f} now."
     )
 
 

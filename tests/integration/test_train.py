@@ -243,6 +243,48 @@ def test_the_best_before_going_back_stays_the_best(patches, copied):
     assert checkpoint.load(folder / "latest.pt")["progress"]["best_kid"] == 0.01
 
 
+def test_epochs_count_on_when_the_folder_has_grown_or_shrunk(patches, finished, tmp_path):
+    copied, folder = tmp_path / "run", tmp_path / "patches"
+    shutil.copytree(finished, copied)
+    shutil.copytree(patches, folder, ignore=shutil.ignore_patterns(".*"))
+    for number in range(12):
+        shutil.copy(folder / "benign" / "0.png", folder / "gleason4" / f"more_{number}.png")
+    text = run(folder, copied, "--epochs", 5, *START[4:], "--resume")
+    assert "an epoch was 12 patches and is now 24; epochs count on from 4.00" in text
+    assert {path.name for path in (copied / "logs" / "samples").iterdir()} == {
+        "real.png",
+        *(f"epoch_{epoch:04d}.png" for epoch in range(1, 6)),
+    }
+    rows = [json.loads(line) for line in (copied / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == sorted(row["epoch"] for row in rows) and rows[-1]["images"] == 48 + 24
+    run(patches, copied, "--epochs", 6, *START[4:], "--resume")
+    assert checkpoint.load(copied / "checkpoints" / "epoch_0006.pt")["progress"]["images"] == 48 + 24 + 12
+
+
+def test_an_earlier_end_than_the_checkpoint_is_refused(patches, copied, tmp_path):
+    state = checkpoint.load(copied / "checkpoints" / "epoch_0003.pt")
+    (tmp_path / "checkpoints" / "a").mkdir(parents=True)
+    checkpoint.save(tmp_path / "checkpoints" / "a" / "latest.pt", state)
+    text = run(patches, tmp_path, "--run_name", "a", "--resume", "--epochs", 2, expect=1)
+    assert "is at epoch 3.00, beyond --epochs 2; give a larger number" in text
+    assert not (tmp_path / "checkpoints" / "a" / "G_final.pt").exists()
+
+
+def test_a_run_from_another_folders_checkpoint_leaves_that_runs_log_alone(patches, copied, tmp_path):
+    source, places = copied / "checkpoints" / "epoch_0002.pt", ["--checkpoint_dir", tmp_path / "other"]
+    log = {path.name for path in (copied / "logs" / "samples").iterdir()}
+    flags = ["--patches", patches, "--device", "cpu", "--resume", source, "--epochs", 3, *START[4:], *places]
+    assert "holds another run's log" in run_script("train", *flags, "--log_dir", copied / "logs", expect=1)
+    assert {path.name for path in (copied / "logs" / "samples").iterdir()} == log
+    run_script("train", *flags, "--log_dir", tmp_path / "logs")
+
+
+def test_a_best_of_another_program_is_no_best(patches, copied):
+    torch.save({"epoch": 3}, copied / "checkpoints" / "best.pt")
+    run(patches, copied, "--epochs", 5, *START[4:], "--resume", copied / "checkpoints" / "G_final.pt")
+    assert checkpoint.load(copied / "checkpoints" / "latest.pt")["progress"]["best_kid"] == float("inf")
+
+
 def test_odd_checkpoints_are_refused(patches, copied):
     state = checkpoint.load(copied / "checkpoints" / "latest.pt")
     name = next(iter(state["generator"]))
@@ -321,6 +363,22 @@ def test_scores_during_training_change_nothing_and_keep_the_best(patches, finish
     whole, watched = (checkpoint.load(folder / "checkpoints" / "G_final.pt") for folder in (finished, tmp_path))
     for network in ("generator", "discriminator", "ema"):
         assert all(torch.equal(value, watched[network][name]) for name, value in whole[network].items()), network
+
+
+def test_against_other_held_out_patches_kid_begins_anew(patches, tmp_path, monkeypatch):
+    scores = {"kid": 0.1, "kid_se": 0.001, "scored_on": "a"}
+    monkeypatch.setattr("train.Watch", lambda *_: lambda sample: dict(scores))
+    every = ("--eval_every", 1)
+    run(patches, tmp_path, "--epochs", 1, *START, *every)
+    scores |= {"kid": 0.3, "scored_on": "b"}
+    text = run(patches, tmp_path, "--epochs", 2, *START[4:], *every, "--resume")
+    assert "KID begins anew; best.pt is now best_before.pt" in text and text.count("the best so far") == 1
+    folder = tmp_path / "checkpoints"
+    kept, best = (checkpoint.load(folder / name)["progress"] for name in ("best_before.pt", "best.pt"))
+    assert (kept["best_kid"], kept["best_scored_on"], best["best_kid"], best["best_scored_on"]) == (0.1, "a", 0.3, "b")
+    scores |= {"kid": 0.2}
+    assert "begins anew" not in run(patches, tmp_path, "--epochs", 3, *START[4:], *every, "--resume")
+    assert checkpoint.load(folder / "best.pt")["progress"]["best_kid"] == 0.2
 
 
 @pytest.mark.parametrize("scored", [False, True])

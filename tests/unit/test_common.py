@@ -13,8 +13,9 @@ import pytest
 from common import cli
 from common.errors import UserError
 from common.files import inside, replacing, sha256, write_text
+from common.film import write_film
 from common.html import data_uri, render
-from common.pictures import grid
+from common.pictures import grid, save
 from common.progress import track
 from common.seeding import derive_seed
 
@@ -36,6 +37,24 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError) as stop:
         write_text(tmp_path / "file.txt", "x")
     assert stop.value.filename == str(tmp_path / "file.txt") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["grid.png", "film.gif", "film.mp4"])
+def test_a_picture_or_film_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch, name):
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    frames = np.zeros((3, 16, 16, 3), np.uint8)
+    write = (
+        (lambda: save(grid(frames, 3), tmp_path / name)) if name == "grid.png" else lambda: write_film(tmp_path / name, frames, 5)
+    )
+    write()
+    before = (tmp_path / name).read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as stop:
+        write()
+    assert stop.value.filename == str(tmp_path / name) and (tmp_path / name).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_killed_write_leaves_the_old_file(tmp_path):

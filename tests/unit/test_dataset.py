@@ -209,7 +209,9 @@ def test_drawn_patches_come_with_their_labels_and_others_for_another_seed(folder
     assert len(dataset.drawn(99, 0)[1]) == len(dataset)
 
 
-@pytest.mark.parametrize(("condition", "expected"), [("none", 4), ("label", "benign"), ("label+provider", "benign"), ("isup", 4)])
+@pytest.mark.parametrize(
+    ("condition", "expected"), [("none", 4), ("label", "benign"), ("label+provider", "benign"), ("isup", "isup4")]
+)
 def test_what_the_order_balances_over_is_what_the_label_says_and_the_provider(folder, condition, expected):
     dataset = PatchDataset(folder, SIZE, condition, classes=[])
     index = [file.label for file in dataset.files].index("benign")
@@ -365,6 +367,12 @@ def test_a_tiff_of_nonsense_is_a_damaged_patch(tmp_path):
     with pytest.raises(UNDECODABLE):
         decode(tmp_path / "x.tif", SIZE)
     assert scan_patch(tmp_path, "x.tif").fault == "damaged"
+
+
+def test_grades_that_are_folders_are_balanced_too(tmp_path):
+    for number in range(6):
+        draw_patch(tmp_path / ("isup0" if number < 4 else "isup3") / f"{number}.png", number)
+    assert set(PatchDataset(tmp_path, SIZE, "isup").groups()) == {("isup0", ""), ("isup3", "")}
 
 
 @pytest.mark.parametrize("condition", ["label", "isup"])

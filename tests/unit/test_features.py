@@ -223,6 +223,14 @@ def test_symmetric_features_are_the_same_in_any_quarter_turn_and_mirrored():
         assert not torch.allclose(network.fine_statistics(view), network.fine_statistics(images), rtol=1e-3, atol=1e-3)
 
 
+def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path, capsys):
+    (tmp_path / "cache").touch()
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    extractor = Extractor("mean", "weights", lambda batch: batch.float().mean((2, 3)))
+    assert extract(images, extractor, None, tmp_path / "cache").shape == (3, 3)
+    assert "measured anew next time" in capsys.readouterr().out
+
+
 def test_damaged_features_in_the_cache_are_computed_again(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     extractor = Extractor("mean", "", lambda batch: batch.float().mean((2, 3)))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from metrics import artefacts
-from metrics.artefacts import artefacts_section, dead_corners, periodic_power, power_spectrum
+from metrics.artefacts import artefacts_section, dead_corners, periodic_peaks, power_spectrum
 from metrics.colour import between_groups, between_images, colours
 from metrics.images import image_set
+from metrics.section import Section
 from tests.drawn_tissue import drawn_tissue
 
 
@@ -52,25 +53,53 @@ def test_a_faint_checkerboard_is_named(period):
 @pytest.mark.parametrize("period", [2, 4, 8])
 def test_stripes_and_boards_stand_out_at_their_own_period(period):
     images = drawn_tissue(60, 128)
-    powers = {p: periodic_power(power_spectrum(checkerboard(images, period, 6)), p)[0] for p in (2, 4, 8)}
+    powers = {p: periodic_peaks(power_spectrum(checkerboard(images, period, 6)), p)[0].max() for p in (2, 4, 8)}
     assert max(powers, key=powers.get) == period
     assert powers[period] > 1
     stripes = images.copy()
     stripes[:, ::period] = np.clip(stripes[:, ::period].astype(int) - 12, 0, 255)
-    assert periodic_power(power_spectrum(stripes), period)[0] > 0.5
+    assert periodic_peaks(power_spectrum(stripes), period)[0].max() > 0.5
 
 
 @pytest.mark.parametrize(("period", "wave", "expected"), [(2, [3, -3], 3.0), (8, 4 * np.cos(np.arange(8) * np.pi / 4), 8**0.5)])
 def test_a_pattern_has_its_grey_levels(period, wave, expected):
     images = 150.0 + np.random.default_rng(0).normal(0, 0.5, (8, 64, 64, 1)) + np.resize(wave, 64)[:, None]
-    _, levels = periodic_power(power_spectrum(images.repeat(3, axis=3)), period)
-    assert levels == pytest.approx(expected, rel=0.02)
+    decades, squares = periodic_peaks(power_spectrum(images.repeat(3, axis=3)), period)
+    assert np.sqrt(squares[decades > 1].sum()) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_spectrum_of_many_images_is_the_mean_over_all(monkeypatch):
     at_once = power_spectrum(FRESH[:20])
     monkeypatch.setattr(artefacts, "_CHUNK", 8)
     assert power_spectrum(FRESH[:20]) == pytest.approx(at_once, rel=1e-4)
+
+
+def periods_of(images):
+    """The section on periodic patterns alone, of images of 128 pixels."""
+    section = Section("patterns", "", "")
+    artefacts._periods(section, images, *LARGE[:2])
+    return section
+
+
+LARGE = [drawn_tissue(40, 128, seed) for seed in (5, 6, 7)]
+
+
+def test_dots_are_named_though_each_of_their_frequencies_is_faint():
+    assert not periods_of(LARGE[2].astype(float)).findings
+    images = LARGE[2].astype(float)
+    images[:, ::8, ::8] += 4
+    section = periods_of(images)
+    assert "8 pixels" in section.findings[0].text and section.numbers["period 8"]["grey_levels"] > 3 * artefacts.VISIBLE
+    decades, squares = periodic_peaks(power_spectrum(images), 8)
+    assert np.sqrt(2 * squares[decades.argmax()]) < artefacts.VISIBLE
+
+
+def test_a_fainter_pattern_does_not_hide_another():
+    rows, columns = np.indices((128, 128))
+    striped = LARGE[2] + 0.3 * (1.0 - 2 * (columns % 2))[..., None]
+    board = 0.09 * (1.0 - 2 * ((rows + columns) % 2))[..., None]
+    alone, both = (periods_of(images).numbers["period 2"]["grey_levels"] for images in (striped, striped + board))
+    assert both == pytest.approx(np.hypot(alone, 0.09), rel=0.2) and alone > artefacts.VISIBLE
 
 
 def test_a_pattern_that_no_eye_sees_is_reported_and_not_objected_to(monkeypatch):
@@ -83,7 +112,7 @@ def test_a_pattern_that_no_eye_sees_is_reported_and_not_objected_to(monkeypatch)
 
 
 def test_a_period_too_long_for_the_image_is_shown_as_not_measured():
-    assert periodic_power(np.ones((16, 16)), 16) is None
+    assert periodic_peaks(np.ones((16, 16)), 16) is None
     section = section_of(FRESH)  # of 32 pixels
     assert "period 4" in section.numbers and "period 8" not in section.numbers
     patterns = next(table for table in section.tables if table.columns[0] == "period")

@@ -144,7 +144,23 @@ def test_scores_against_the_same_patches_differ_by_the_draw_of_the_images_alone(
     assert advise(drawn(*kids, error=0.02)).action == verdict.TRAIN_ON
     others = drawn(*kids, error=0.02)
     others.scores[-1]["scored_on"] = "b"  # the patches were changed on the way
-    assert advise(others).action == verdict.SWITCH
+    assert "One evaluation shows no direction yet" in advise(others).reasons[0]
+
+
+def test_scores_before_the_patches_changed_are_no_measure_of_those_since():
+    run = drawn(0.05, 0.03, 0.02, 0.040, 0.036, 0.032, 0.028, error=0.001)
+    assert "has not improved" in verdict.kid_stalls(run)
+    for row in run.scores[:3]:
+        row["scored_on"] = "before"
+    assert not verdict.kid_stalls(run) and "by 0.0120 over the last 3 evaluations" in advise(run).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"), [(-5.0, False), (lambda place: -5 - place, False), (lambda place: -5 + 2 * place, True)]
+)
+def test_a_negative_loss_that_does_not_rise_is_no_sign_of_a_winning_discriminator(loss, named):
+    run = run_of(acc_real=0.97, acc_fake=0.98, loss_g=loss)
+    assert bool(verdict.discriminator_wins(run)) == named
 
 
 def test_runs_scored_against_different_patches_are_not_ranked():
