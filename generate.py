@@ -132,6 +132,8 @@ def judging_patches(sampler: Sampler, folder: Place) -> ImageSet:
         raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
     folder, condition = at_hand(folder), condition_of(sampler.labels)
     files = [file for file in list_patches(folder) if file.split == "train"]
+    if not files:
+        raise UserError(f"{folder} has no training patches to learn the labels from; name another folder with --patches")
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
     return image_set(images, [known(class_of(file, condition)) for file in files])

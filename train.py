@@ -74,13 +74,19 @@ def begin(args, notes: Notes) -> int:
     if trainer.images >= trainer.images_total and (args.dry_run or checkpoint.is_complete(folder)):
         say(f"{source} has {trainer.epoch:.0f} of {config.epochs} epochs: nothing left to do; a larger --epochs trains on")
         return 0
-    if trainer.images >= trainer.images_total + config.batch_size:  # less is a run whose end was missed
+    if is_beyond_end(trainer, state):
         raise UserError(f"{source} is at epoch {trainer.epoch:.2f}, beyond --epochs {config.epochs}; give a larger number to go on")
     if args.dry_run:
         return dry_run(trainer, make_loader(trainer, dataset, args.workers))
     code = train(args, trainer, dataset, source, folder, log_folder, notes)
     processes.leave(together)
     return code
+
+
+def is_beyond_end(trainer: Trainer, state: dict | None) -> bool:
+    """Whether a resumed run is further than --epochs, by a whole batch: less is a run that was stopped before its last files."""
+    batch = max(trainer.config.batch_size, (state or {}).get("config", {}).get("batch_size", 0))
+    return round((trainer.epoch - trainer.config.epochs) * trainer.images_per_epoch) >= batch
 
 
 def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:

@@ -7,10 +7,13 @@ import glob
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import UserError
+
+SURELY_LEFT = 600.0  # seconds without a write: a process of another machine may be writing to a shared disk
 
 
 @contextlib.contextmanager
@@ -43,7 +46,8 @@ def remove_leftovers(path: Path) -> None:
         try:
             os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
         except ProcessLookupError:
-            leftover.unlink(missing_ok=True)
+            if time.time() - leftover.stat().st_mtime > SURELY_LEFT:
+                leftover.unlink(missing_ok=True)
         except (ValueError, PermissionError):
             continue
 

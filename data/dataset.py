@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def list_patches(folder: Path, way_out: str = "run extract_patches.py or name yo
     elif (folder / manifest.NAME).exists():
         files = [PatchFile(*(getattr(row, name) for name in _FIELDS)) for row in manifest.read_manifest(folder)]
     else:
-        files = [_without_manifest(path) for path in _pictures(folder)]
+        files = _without_manifest(_pictures(folder))
     if not files:
         raise UserError(f"no images in {folder}; {way_out}")
     return files
@@ -85,16 +85,24 @@ def _pictures(folder: Path) -> list[str]:
     Raises UserError for a name that is no text, as old archives unpack them.
     """
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = [path.as_posix() for path in paths if not any(map(manifest.is_left_out, path.parts))]
+    paths = [path.as_posix() for path in paths if not _is_left_out(folder, path)]
     for path in paths:
         if not is_text(path):
             raise UserError(f"{folder} holds {printable(path)}, whose name is no plain text; rename that file")
     return paths
 
 
-def _without_manifest(path: str) -> PatchFile:
-    label, split = manifest.by_path(path)
-    return PatchFile(path, manifest.slide_by_path(path), label, "", None, split or "train")
+def _is_left_out(folder: Path, path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts) or any(
+        manifest.is_set_aside(folder / above) for above in path.parents if above.name.endswith(manifest.QUARANTINE_SUFFIX)
+    )
+
+
+def _without_manifest(paths: list[str]) -> list[PatchFile]:
+    tops = {top.lower() for top, *below in (PurePosixPath(path).parts for path in paths) if len(below) == 1}
+    lone_split = tops <= manifest.SPLIT_FOLDERS.keys()  # beside "invalid", "valid" is a label
+    found = ((path, *manifest.by_path(path, lone_split)) for path in paths)
+    return [PatchFile(path, manifest.slide_by_path(path), label, "", None, split or "train") for path, label, split in found]
 
 
 def class_of(file: PatchFile, condition: str) -> str:

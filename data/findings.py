@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,8 +87,9 @@ def printable(text: str) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name is text that tables and logs can hold; old archives unpack names that are bytes of another encoding."""
-    return printable(name) == name
+    """Whether a file's name is text that tables and logs can hold: without control characters, and not bytes of another encoding,
+    as old archives unpack them."""
+    return not any(unicodedata.category(char) in ("Cc", "Cs") for char in name)
 
 
 def worst(findings: Iterable[Finding]) -> list[Finding]:

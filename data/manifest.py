@@ -59,18 +59,19 @@ def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
             writer.writerow("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values)
 
 
-def is_left_out(name: str) -> bool:
-    """Whether a folder or file is none of the patches: hidden (caches of editors), or set aside by check_data.py."""
-    return name.startswith(".") or name.endswith(QUARANTINE_SUFFIX)
+def is_set_aside(folder: Path) -> bool:
+    """Whether check_data.py made this folder to set patches aside: DIR_quarantine beside DIR."""
+    return folder.name.endswith(QUARANTINE_SUFFIX) and folder.with_name(folder.name.removesuffix(QUARANTINE_SUFFIX)).is_dir()
 
 
-def by_path(path: str) -> tuple[str, str]:
+def by_path(path: str, lone_split: bool = True) -> tuple[str, str]:
     """(label, split) of a patch by its path alone: LABEL/NAME, or train/LABEL/NAME and val/LABEL/NAME as others lay them out.
 
-    "unlabelled" and "" where the path does not say.
+    "unlabelled" and "" where the path does not say. lone_split: whether train/NAME is of the split train, and not of a label
+    "train".
     """
     folders = PurePosixPath(path).parts[:-1]
-    split = SPLIT_FOLDERS.get(folders[0].lower(), "") if folders else ""
+    split = SPLIT_FOLDERS.get(folders[0].lower(), "") if len(folders) > (0 if lone_split else 1) else ""
     folders = folders[1:] if split else folders
     return folders[0] if folders else "unlabelled", split
 

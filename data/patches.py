@@ -245,7 +245,7 @@ def claim_folder(settings: ExtractSettings, output: Output) -> None:
 
 
 def _check_same(before: dict, settings: ExtractSettings) -> None:
-    before = {"masks": True} | before  # folders made before this was written down
+    before = {"masks": settings.masks} | before  # folders made before this was written down say nothing
     different = [name for name, value in _fixed(settings).items() if before[name] != value]
     if "data_dir" in different and isinstance(settings.data_dir, Path) and not Path(before["data_dir"]).exists():
         different.remove("data_dir")  # the slides were moved; the journal knows those that are not the same
@@ -280,6 +280,7 @@ class Run:
         sides = {slide_id: known.side for slide_id, known in journal.slides.items() if known.side}
         self.splits = split_by_slide([job.record for job in jobs.values()], known=sides)
         self.aside = set_aside_before(settings.output_dir) if isinstance(settings.output_dir, Path) else set()
+        self.back: dict[str, Patch] = {}
         self.start_sharing()
         self.failed: dict[str, Failure] = {}
 
@@ -291,11 +292,11 @@ class Run:
         self._check_all_there()
         self._scan_changed()
         present = {name for name, file in self.output.pictures().items() if size_of(file)}
-        back = self._brought_back(present)
-        self.aside -= back
+        self.back = self._brought_back(present)
+        self.aside -= self.back.keys()
         for slide_id, known in self.journal.slides.items():
             given = {self._path(slide_id, item) for item in known.cuts}
-            back_here = {path for path in back - given if _is_ours(Path(path).name, {file_stem(slide_id): known})}
+            back_here = {path for path in self.back.keys() - given if _is_ours(Path(path).name, {file_stem(slide_id): known})}
             kept = [item for item in known.cuts if (path := self._path(slide_id, item)) in present or path not in self.aside]
             if back_here or any(self._path(slide_id, item) not in present for item in kept):
                 known.cuts, known.next_index, known.rejected = [], 0, {}
@@ -305,11 +306,11 @@ class Run:
             self._write_manifest()
             self._remove_strays()
 
-    def _brought_back(self, present: set[str]) -> set[str]:
-        """Patches that check_data.py had set aside and that lie in the folder again with their rows."""
+    def _brought_back(self, present: set[str]) -> dict[str, Patch]:
+        """Patches that check_data.py had set aside and that lie in the folder again with their rows, by path."""
         if not self.aside & present or not (self.output.here / manifest.NAME).exists():
-            return set()
-        return self.aside & present & {row.path for row in manifest.read_manifest(self.output.here)}
+            return {}
+        return {row.path: row for row in manifest.read_manifest(self.output.here) if row.path in self.aside & present}
 
     def _check_all_there(self) -> None:
         gone = {
@@ -393,6 +394,7 @@ class Run:
 
     def finish(self) -> None:
         """Write the manifest and failed_slides.csv; remove patches that another share-out had made."""
+        self.back = {}
         self.result.patches = sorted(self._patches(), key=lambda patch: patch.path)
         self.output.write_manifest(self.result.patches)
         self.trim()
@@ -502,11 +504,17 @@ class Run:
         return relative_path(slide_id, item.label, item.x, item.y, self.settings.format)
 
     def _patches(self, whole_journal: bool = False) -> Iterator[Patch]:
-        """Rows of the manifest: the cuts inside the quotas, or everything on the disk while the run is under way."""
+        """Rows of the manifest: the cuts inside the quotas, or everything on the disk while the run is under way.
+
+        What was brought back from quarantine keeps its row until its slide was cut anew: a run that is killed must not lose it.
+        """
+        back = dict(self.back) if whole_journal else {}
         for slide_id, job in self.jobs.items():
             cuts = self.journal.known(slide_id).cuts
             for item in cuts if whole_journal else cuts[: self.quotas[slide_id]]:
-                yield _row(job.record, item, self._path(slide_id, item), self.splits[slide_id])
+                back.pop(path := self._path(slide_id, item), None)
+                yield _row(job.record, item, path, self.splits[slide_id])
+        yield from back.values()
 
     def _write_manifest(self) -> None:
         self.output.write_manifest(self._patches(whole_journal=True))

@@ -185,7 +185,7 @@ def list_folder(folder: Path) -> Listing:
         for entry in found:
             path = relative / entry.name
             named_image = path.suffix.lower() in SUFFIXES
-            if manifest.is_left_out(entry.name):
+            if entry.name.startswith(".") or manifest.is_set_aside(Path(folder, path)):
                 continue
             if named_image:
                 listing.images.append(str(path))
@@ -206,7 +206,8 @@ def find_folders(root: Path) -> tuple[list[Path], list[Path]]:
     """
     slides, patches, seen = [], [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        inside = {name for name in folders if not manifest.is_left_out(name)} - {*IMAGE_FOLDERS, STREAMING}
+        inside = {name for name in folders if not name.startswith(".") and not name.endswith(manifest.QUARANTINE_SUFFIX)}
+        inside -= {*IMAGE_FOLDERS, STREAMING}
         if (real := os.path.realpath(folder)) in seen:  # a link to a folder above would lead round for ever
             inside = set()
         elif {"train.csv", "train_images"} & {*files, *folders} or {Path(name).suffix.lower() for name in files} & _OF_SLIDES_ALONE:
@@ -220,8 +221,11 @@ def find_folders(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _has_labels(folder: Path, names: set[str]) -> bool:
-    splits = (name for name in names if name.lower() in manifest.SPLIT_FOLDERS)
-    return bool(names & set(LABELS)) or any((folder / split / label).is_dir() for split in splits for label in LABELS)
+    if names & set(LABELS):
+        return True
+    if not all(name.lower() in manifest.SPLIT_FOLDERS for name in names):  # slides or other patches are beside them
+        return False
+    return any((folder / split / label).is_dir() for split in names for label in LABELS)
 
 
 def scan_folder(folder: Path, paths: list[str], workers: int) -> dict[str, Scan]:

@@ -64,8 +64,9 @@ def set_aside(folder: Path, faults: dict[str, str]) -> int:
     moved, or ``folder`` holds slides; then nothing was changed.
     """
     folder, aside = Path(folder), quarantine_folder(folder)
-    if faults and ((folder / "train.csv").exists() or (folder / "train_images").exists()):
-        raise UserError(f"{folder} holds slides (train.csv or train_images); --quarantine moves nothing there")
+    for above in sorted({parent for path in faults for parent in (folder / path).parents if parent.is_relative_to(folder)}):
+        if (above / "train.csv").exists() or (above / "train_images").exists():
+            raise UserError(f"{above} holds slides (train.csv or train_images); --quarantine moves nothing there")
     rows = manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else []
     plan = _plan(folder, aside, rows, faults)
     if not plan:

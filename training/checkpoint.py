@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import pickle
 import re
@@ -106,12 +107,17 @@ def keep_other_latest(folder: Path, images: int, generator: dict[str, torch.Tens
         if progress["images"] == images and all(b is not None and torch.equal(a, b.cpu()) for a, b in tensors):
             return None
         name = f"kept_{numbered(folder, round(epochs_of(progress))).stem}"
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    names = (f"{name}{'' if number == 1 else f'_{number}'}.pt" for number in itertools.count(1))
-    target = next(folder / name for name in names if not (folder / name).exists())
+    target = free_name(folder, name)
     keep_as(folder / LATEST, target)
     return target
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """STEM.pt in ``folder``, or the first of STEM_2.pt, STEM_3.pt ... that is free."""
+    names = (f"{stem}{'' if number == 1 else f'_{number}'}.pt" for number in itertools.count(1))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def epochs_of(progress: dict) -> float:
@@ -121,10 +127,15 @@ def epochs_of(progress: dict) -> float:
 
 
 def origin_for(progress: dict, images_per_epoch: int) -> tuple[float, int]:
-    """Where the count of epochs goes on with ``images_per_epoch`` patches: (epochs, images) of the last change of that number."""
+    """Where the count of epochs goes on with ``images_per_epoch`` patches: (epochs, images) of the last change of that number.
+
+    Raises ValueError or ArithmeticError where ``progress`` makes no sense.
+    """
     if progress["images_per_epoch"] != images_per_epoch:
         return epochs_of(progress), int(progress["images"])
     epochs, images = progress.get("origin", (0.0, 0))
+    if not math.isfinite(epochs):
+        raise ValueError(f"its count of epochs begins at {epochs}")
     return float(epochs), int(images)
 
 

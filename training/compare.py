@@ -97,7 +97,9 @@ def table(runs: tuple[History, History]) -> list[tuple[str, str, str]]:
 def column(run: History) -> dict[str, str]:
     """What a comparison shows of one run; a dash for what was not recorded."""
     last, speed = run.lines[-1], median(values(run.lines, "img_s") or [0.0])
-    epoch_images = last["images"] / last["epoch"] if last.get("epoch") else 0.0
+    before = next((row for row in reversed(run.lines) if row["epoch"] < last["epoch"]), {"images": 0, "epoch": 0.0})
+    epochs = last["epoch"] - before["epoch"]  # the latest ones: the folder may have had fewer patches once
+    epoch_images = (last["images"] - before["images"]) / epochs if epochs else 0.0
     score = run.kids[-1] if run.kids else {}
     best = min(run.kids, key=lambda row: row["kid"], default={})
     return {

@@ -91,12 +91,13 @@ document.querySelector(".control").hidden = figures.length < 2;
 class Facts:
     """What metrics.jsonl does not hold. state: running, done, or why it stopped. images, images_total: seen and planned.
 
-    epochs: planned. settings: name -> value, the configuration and the device.
+    epoch, epochs: seen and planned. settings: name -> value, the configuration and the device.
     """
 
     state: str
     images: int
     images_total: int
+    epoch: float
     epochs: int
     settings: dict
 
@@ -135,8 +136,7 @@ def write_run_report(log_folder: Path, facts: Facts) -> None:
 
 def status(run: History, facts: Facts) -> str:
     """One sentence: state, epoch, images, speed, time left."""
-    epoch = facts.images * facts.epochs / max(facts.images_total, 1)
-    text = f"{facts.state}: epoch {epoch:.1f} of {facts.epochs}, {facts.images:,} of {facts.images_total:,} images"
+    text = f"{facts.state}: epoch {facts.epoch:.1f} of {facts.epochs}, {facts.images:,} of {facts.images_total:,} images"
     last = run.lines[-1] if run.lines else {}
     if finite(last.get("img_s")):
         text += f", {last['img_s']:.1f} images/s"

@@ -37,8 +37,10 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
         state = checkpoint.load(path)
         own = path.parent.resolve() == folder.resolve()
         if not own and checkpoint.all_in(folder):
-            way_out = f"--run_name {path.parent.name} goes on with it, another --run_name begins a run from it"
-            raise UserError(f"{folder} holds another run than {path}; {way_out}")
+            raise UserError(
+                f"{folder} holds another run than {path}; --resume without a file goes on with the one in {folder}, another "
+                "--run_name begins one from that file"
+            )
         if not own:
             _check_log_is_free(log_folder)
         if own and path.name == checkpoint.FINAL:

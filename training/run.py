@@ -30,7 +30,6 @@ from training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
-BEST_BEFORE = "best_before.pt"
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 MAX_WORKER_DEATHS = 10
 # Patches that D judges for a line, held-out and training ones each: fewest, most, and one for so many images of the interval, since
@@ -344,10 +343,11 @@ class Run:
 
     def _begin_anew(self) -> None:
         """KIDs against other patches than before have nothing to beat; what was the best is kept under another name."""
-        with suppress(FileNotFoundError):
-            (self.folder / checkpoint.BEST).replace(self.folder / BEST_BEFORE)
         self.trainer.best_kid = math.inf
-        self.log.line(f"note: the held-out patches are not those of before, so KID begins anew; best.pt is now {BEST_BEFORE}")
+        kept = checkpoint.free_name(self.folder, "best_before")
+        with suppress(FileNotFoundError):
+            (self.folder / checkpoint.BEST).replace(kept)
+        self.log.line(f"note: the held-out patches are not those of before, so KID begins anew; best.pt is now {kept.name}")
 
     def write_report(self, state: str) -> None:
         """report.html in the log folder; a failure costs the report and never the training."""
@@ -355,7 +355,7 @@ class Run:
         settings = settings_of(trainer)
         settings |= {"classes": ", ".join(trainer.classes) or "none", "patches an epoch": trainer.images_per_epoch}
         settings |= {"device": describe(trainer.device), "torch": torch.__version__}
-        facts = Facts(state, trainer.images, trainer.images_total, trainer.config.epochs, settings)
+        facts = Facts(state, trainer.images, trainer.images_total, trainer.epoch, trainer.config.epochs, settings)
         try:
             write_run_report(self.log.folder, facts)
         except (OSError, UserError) as error:

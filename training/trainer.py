@@ -146,7 +146,7 @@ class Trainer:
             self.best_kid, self.best_scored_on = best_of(state["progress"])
             self.strength, self._calibrated_at = float(state.get("strength", 0.0)), None
             self._verdicts = list(state["verdicts"].to(self.device)) if "verdicts" in state else []
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, RuntimeError, ValueError, ArithmeticError, TypeError, AttributeError) as error:
             raise UserError(
                 f"the checkpoint does not fit its own description ({str(error).splitlines()[0]}); use another one"
             ) from error

@@ -138,8 +138,19 @@ def test_folders_are_found_behind_links_below_slides_and_with_their_split(tmp_pa
     (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "round").symlink_to(tmp_path / "root")
     slides, patches = find_folders(tmp_path / "root")
+    assert find_folders(tmp_path / "root" / "own") == ([], [tmp_path / "root" / "own"])
     assert [path.name for path in slides] == ["slides"]
     assert [path.relative_to(tmp_path / "root").as_posix() for path in patches] == ["linked", "own", "slides/patches"]
+
+
+def test_a_split_of_patches_beside_slides_does_not_swallow_them(tmp_path, check):
+    for name in ("panda/train.csv", "train/benign/x.png", "test/benign/y.png"):
+        (tmp_path / "datasets" / name).parent.mkdir(parents=True)
+        (tmp_path / "datasets" / name).touch()
+    slides, patches = find_folders(tmp_path / "datasets")
+    assert [path.name for path in slides] == ["panda"] and [path.name for path in patches] == ["test", "train"]
+    outcome = check("--patches", "datasets", "--quarantine")
+    assert outcome.returncode == 1 and (tmp_path / "datasets" / "panda" / "train.csv").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------- patches

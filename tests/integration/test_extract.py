@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 
 import extract_patches
 from common.errors import UserError
+from data import patches
 from data.extract_report import report
 from data.journal import NAME as JOURNAL
 from data.manifest import read_manifest, write_manifest
@@ -246,6 +247,9 @@ def test_a_patch_brought_back_from_quarantine_with_its_row_stays(settings):
     extract(settings)
     (quarantine_folder(settings.output_dir) / rows[0].path).rename(settings.output_dir / rows[0].path)
     write_manifest(settings.output_dir, [*read_manifest(settings.output_dir), rows[0]])
+    with pytest.raises(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches.Run, "scan", lambda self: 1 / 0)  # stopped before it is cut anew
+        extract(settings)
     assert extract(settings).patches == rows
     again = extract(settings)
     assert again.patches == rows and not again.made and (settings.output_dir / rows[0].path).exists()

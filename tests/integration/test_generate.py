@@ -107,6 +107,8 @@ def test_the_clearest_are_candidates_and_are_not_mixed_with_others(weights, tmp_
 def test_a_refused_choice_leaves_the_folder_as_it_was(weights, tmp_path):
     out = ("--num", 2, "--out", tmp_path / "out")
     assert "no folder of images at" in generate(weights, *out, "--best_of", 2, "--patches", tmp_path / "none", expect=1)
+    write_noise_patches(tmp_path / "patches" / "test", 8, ("benign", "gleason4"))
+    assert "no training patches" in generate(weights, *out, "--best_of", 2, "--patches", tmp_path / "patches", expect=1)
     assert not (tmp_path / "out").exists()
     generate(weights, *out)  # as the sentence about a label says: leave it out
 

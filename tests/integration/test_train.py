@@ -256,6 +256,7 @@ def test_epochs_count_on_when_the_folder_has_grown_or_shrunk(patches, finished, 
         *(f"epoch_{epoch:04d}.png" for epoch in range(1, 6)),
     }
     rows = [json.loads(line) for line in (copied / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert "epoch 5.0 of 5" in (copied / "logs" / "report.html").read_text()
     assert [row["epoch"] for row in rows] == sorted(row["epoch"] for row in rows) and rows[-1]["images"] == 48 + 24
     run(patches, copied, "--epochs", 6, *START[4:], "--resume")
     assert checkpoint.load(copied / "checkpoints" / "epoch_0006.pt")["progress"]["images"] == 48 + 24 + 12
@@ -267,6 +268,10 @@ def test_an_earlier_end_than_the_checkpoint_is_refused(patches, copied, tmp_path
     checkpoint.save(tmp_path / "checkpoints" / "a" / "latest.pt", state)
     text = run(patches, tmp_path, "--run_name", "a", "--resume", "--epochs", 2, expect=1)
     assert "is at epoch 3.00, beyond --epochs 2; give a larger number" in text
+    folder = tmp_path / "patches"
+    shutil.copytree(patches, folder, ignore=shutil.ignore_patterns(".*"))
+    (folder / "benign" / "0.png").unlink()
+    assert "beyond --epochs 2" in run(folder, tmp_path, "--run_name", "a", "--resume", "--epochs", 2, expect=1)
     assert not (tmp_path / "checkpoints" / "a" / "G_final.pt").exists()
 
 
@@ -292,6 +297,8 @@ def test_odd_checkpoints_are_refused(patches, copied):
     for change, words in (
         ({"generator": broken}, "had diverged"),
         ({"progress": 3}, "does not fit its own description"),
+        ({"progress": state["progress"] | {"images_per_epoch": 0}}, "does not fit its own description"),
+        ({"progress": state["progress"] | {"origin": (float("nan"), 0)}}, "does not fit its own description"),
         ({"classes": ["benign", "gleason4", "gleason5"]}, "does not fit its own description"),
     ):
         checkpoint.save(copied / "checkpoints" / "latest.pt", state | change)
@@ -379,6 +386,10 @@ def test_against_other_held_out_patches_kid_begins_anew(patches, tmp_path, monke
     scores |= {"kid": 0.2}
     assert "begins anew" not in run(patches, tmp_path, "--epochs", 3, *START[4:], *every, "--resume")
     assert checkpoint.load(folder / "best.pt")["progress"]["best_kid"] == 0.2
+    scores |= {"kid": 0.5, "scored_on": "a"}
+    run(patches, tmp_path, "--epochs", 4, *START[4:], *every, "--resume")
+    names = ("best_before.pt", "best_before_2.pt", "best.pt")
+    assert [checkpoint.load(folder / name)["progress"]["best_kid"] for name in names] == [0.1, 0.2, 0.5]
 
 
 @pytest.mark.parametrize("scored", [False, True])

@@ -141,6 +141,7 @@ def test_what_killed_runs_left_of_the_cache_is_removed(folder):
     gone, running = (folder / f".{cache.name}.{pid}.1.tmp" for pid in (process.pid, os.getppid()))
     for path in (gone, running):
         path.touch()
+        os.utime(path, (0, 0))
     cache.unlink()
     PatchDataset(folder, SIZE)
     assert cache.exists() and running.exists() and not gone.exists()
@@ -338,15 +339,28 @@ def test_a_split_without_labels_is_no_label(tmp_path):
     }
 
 
+def test_valid_beside_invalid_is_a_label(tmp_path):
+    for number, path in enumerate(("valid/a.png", "invalid/b.png")):
+        draw_patch(tmp_path / path, number)
+    assert {(file.label, file.split) for file in list_patches(tmp_path)} == {("valid", "train"), ("invalid", "train")}
+
+
 def test_what_is_hidden_or_was_set_aside_is_no_patch(tmp_path):
     for number, path in enumerate(
-        ("a/x.png", ".ipynb_checkpoints/x.png", "a/.thumbs/x.png", "train_quarantine/a/x.png", "a/.y.png")
+        ("a/x.png", ".ipynb_checkpoints/x.png", "a/.thumbs/x.png", "a_quarantine/x.png", "site_quarantine/x.png")
     ):
         draw_patch(tmp_path / path, number)
-    assert [file.path for file in list_patches(tmp_path)] == ["a/x.png"]
+    draw_patch(tmp_path / "a" / ".y.png")
+    assert [file.path for file in list_patches(tmp_path)] == ["a/x.png", "site_quarantine/x.png"]  # there is no folder "site"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such names")
+def test_names_of_any_language_are_text(tmp_path):
+    for name in ("Schnitt ä.png", "切片 1.png", "a b.png"):
+        draw_patch(tmp_path / name)
+    assert len(list_patches(tmp_path)) == 3
+
+
 def test_a_name_that_is_no_text_gets_one_sentence(tmp_path):
     draw_patch(tmp_path / "x.png")
     os.rename(tmp_path / "x.png", os.fsencode(tmp_path) + b"/x\344.png")

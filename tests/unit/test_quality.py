@@ -371,6 +371,14 @@ def test_an_unlisted_copy_does_not_take_the_listed_patch_with_it(tmp_path):
     assert list(judge(tmp_path).faults) == ["benign/copy_0_0.png"] and rows[0].label == "gleason4"
 
 
+def test_slides_below_a_folder_are_never_quarantined(tmp_path):
+    (tmp_path / "panda" / "train_images").mkdir(parents=True)
+    (tmp_path / "panda" / "train_images" / "a.tiff").touch()
+    with pytest.raises(UserError, match="panda holds slides"):
+        quarantine.set_aside(tmp_path, {"panda/train_images/a.tiff": "odd"})
+    assert (tmp_path / "panda" / "train_images" / "a.tiff").exists()
+
+
 def test_folders_of_slides_are_never_quarantined(tmp_path):
     save(tmp_path / "train_images" / "a.png", tissue(0))
     with pytest.raises(UserError, match="holds slides"):

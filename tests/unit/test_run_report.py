@@ -24,7 +24,7 @@ from training.signals import SignalRequests
 from training.trainer import Trainer
 from training.verdict import History, advise, compare, history, warnings
 
-FACTS = Facts("Running", 3000, 6000, 60, {"model": "dcgan", "augmentation": {"flips": 0.5}, "patches": "<b>patches</b>"})
+FACTS = Facts("Running", 3000, 6000, 30.0, 60, {"model": "dcgan", "augmentation": {"flips": 0.5}, "patches": "<b>patches</b>"})
 
 
 def lines(count=30, **numbers):
