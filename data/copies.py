@@ -53,7 +53,9 @@ def _bring_up_to_date(folder: Remote, there: Mapping[str, Remote], here: Path) -
     for name in known.keys() - there.keys():
         inside(here, name).unlink(missing_ok=True)
     wanted = [
-        name for name, file in there.items() if known.get(name) != [file.size, file.version] or not inside(here, name).exists()
+        name
+        for name, file in there.items()
+        if known.get(name) != [file.size, file.version] or not _is_whole(inside(here, name), file.size)
     ]
     if not wanted:
         return
@@ -63,6 +65,11 @@ def _bring_up_to_date(folder: Remote, there: Mapping[str, Remote], here: Path) -
         for name in track(_arriving(wanted, there, here), "copy", len(wanted), "files"):
             file.write(json.dumps([name, there[name].size, there[name].version]) + "\n")
             file.flush()
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a copy is there and as long as it should be: a lost power line may have left it empty."""
+    return path.exists() and path.stat().st_size == size
 
 
 def _arriving(wanted: list[str], there: Mapping[str, Remote], here: Path) -> Iterator[str]:
@@ -97,7 +104,7 @@ def _read(journal: Path) -> dict[str, list]:
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
         try:
             name, *what = json.loads(line)
-        except ValueError:
+        except (ValueError, TypeError):
             continue
         known[name] = what
     return known

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
 from data.slides import Reading, Slide, SlideError, aligned
 
 OFFSETS = 12  # grid positions tried along each axis to fit a piece of tissue
+ROUNDING = 1e-6  # of shares and pixels, which sums and quotients miss by less
 PLACES_AT_ONCE = 50_000  # whose share of tissue is computed in one go
 MAX_PEN_SHARE = 0.01  # of a patch on the overview, where marks are widened
 DENSE = 0.75  # patches with at least this share of tissue go before the others
@@ -159,7 +161,7 @@ def find_places(
 ) -> tuple[list[tuple[int, int, float]], dict[str, int], str]:
     """Places for patches on tissue, as (x, y, tissue share) in level-0 pixels, with rejections by reason and the cause of none.
 
-    Each piece of tissue gets the grid that fits it best; patches never overlap, lie inside the slide and start on whole
+    Each piece of tissue gets the grid that fits it best; patches overlap by no whole pixel, lie inside the slide and start on whole
     pixels of the level they are read from. ``span``: side of a patch, ``scale``: side of an overview pixel, both in level-0
     pixels; ``extent``: width and height of the slide.
     """
@@ -175,7 +177,7 @@ def find_places(
         corners = list(_fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue))
         xs, ys = np.array(corners, float).reshape(-1, 2).T / scale
         for (x, y), share, ink in zip(corners, shares(xs, ys, side, side), inked(xs, ys, side, side), strict=True):
-            if share < min_tissue or not _claim(taken, x, y, span):
+            if share < min_tissue - ROUNDING or not _claim(taken, x, y, span, downsample):
                 continue
             if ink > MAX_PEN_SHARE:
                 rejected["pen"] += 1
@@ -215,7 +217,7 @@ def _fit_grid(piece, left, top, side, scale, downsample, extent, min_tissue):
     columns = -offsets[:, None] + np.arange(int(width / side) + 2) * side
     best, chosen = -1.0, None
     for ys, share in _grids(shares, columns, [np.arange(-dy, height, side) for dy in offsets], side):
-        filled = (np.where(share >= min_tissue, share, 0) ** 2).sum(axis=(0, 2))
+        filled = (np.where(share >= min_tissue - ROUNDING, share, 0) ** 2).sum(axis=(0, 2))
         column = int(np.argmax(filled))
         if filled[column] > best:
             best, chosen = filled[column], (columns[column], ys, share[:, column] >= max(min_tissue / 2, 1e-6))
@@ -242,11 +244,15 @@ def _inside(value: float, size: int, span: float, downsample: float) -> int:
     return aligned(min(max(round(value / downsample), 0), max(last, 0)) * downsample, downsample)
 
 
-def _claim(taken: dict, x: int, y: int, span: float) -> bool:
-    """Whether a patch at (x, y) overlaps none that was claimed before; claims the place when so."""
+def _claim(taken: dict, x: int, y: int, span: float, downsample: float) -> bool:
+    """Whether a patch at (x, y) overlaps none that was claimed before; claims the place when so.
+
+    Corners lie on whole pixels of the level, so neighbours of a span that is none are a fraction of a pixel nearer or further.
+    """
+    apart = (math.floor(span / downsample + ROUNDING) - 0.5) * downsample
     column, row = int(x // span), int(y // span)
     near = [place for i in (-1, 0, 1) for j in (-1, 0, 1) for place in taken.get((column + i, row + j), ())]
-    if any(abs(x - other_x) < span - 0.5 and abs(y - other_y) < span - 0.5 for other_x, other_y in near):
+    if any(abs(x - other_x) < apart and abs(y - other_y) < apart for other_x, other_y in near):
         return False
     taken.setdefault((column, row), []).append((x, y))
     return True

@@ -18,7 +18,7 @@ import filelock
 
 from common.errors import UserError
 from common.files import inside, write_text
-from data.kaggle import AbsentError, Kaggle
+from data.kaggle import AbsentError, Kaggle, RefusedError
 from data.ledger import Ledger
 from data.panda import SlideRecord, read_train_csv
 from data.reporting import Progress, duration, gigabytes
@@ -92,7 +92,7 @@ def read_listing(kaggle: Kaggle, folder: Path, fresh: bool = False, keep: bool =
     """
     cache = Path(folder) / LISTING
     if not fresh and cache.exists() and time.time() - cache.stat().st_mtime < LISTING_DAYS * 86400:
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OSError):  # damaged: asked for again
             return {str(name): int(size) for name, size in json.loads(cache.read_text("utf-8")).items() if inside(folder, name)}
     listing = kaggle.list_files()
     for name in listing:
@@ -144,7 +144,7 @@ class Downloader:
             return "single files (few enough for Kaggle's rate limit)"
         try:
             self._bundle = Bundle(self.line, Address(self._kaggle.sign_bundle))
-        except (NotRangedError, GaveUpError) as error:
+        except (NotRangedError, GaveUpError, RefusedError) as error:  # what is asked for one by one may still be given
             return f"single files, as fast as Kaggle's rate limit allows ({error})"
         return "ranges of the competition's bundle (one address, no rate limit per file)"
 

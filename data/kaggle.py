@@ -45,9 +45,12 @@ def find_credentials() -> list[Credential]:
     from kagglesdk.kaggle_env import get_access_token_from_env
 
     found = []
-    token, _ = get_access_token_from_env()
+    try:
+        token, _ = get_access_token_from_env()
+    except (UnicodeError, OSError):  # the message may hold the token
+        raise UserError(f"the API token in {_token_place()} cannot be read; make a new one and save it as plain UTF-8") from None
     if token:
-        found.append(Credential("token", _token_place(), secret=token))
+        found.append(Credential("token", _token_place(), secret=token.removeprefix("\ufeff")))
     key = _legacy_key()
     if key:
         found.append(key)
@@ -184,7 +187,10 @@ class Kaggle:
         """The access token of `kaggle auth login`, refreshed when it is old; None when Kaggle refuses it."""
         from kagglesdk.kaggle_creds import KaggleCredentials
 
-        stored = KaggleCredentials.load(client=self._client)
+        try:
+            stored = KaggleCredentials.load(client=self._client)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError("~/.kaggle/credentials.json is damaged; log in again: kaggle auth login") from None
         if stored is None:
             return None
         try:

@@ -20,7 +20,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from common.errors import UserError
 
-PATIENCE = datetime.timedelta(minutes=10)  # for a process that does not come to a step
+PATIENCE = datetime.timedelta(minutes=10)  # for a process that does not join
+LONG_PATIENCE = datetime.timedelta(minutes=45)  # for one that does not come to a step: the first waits half an hour for a full disk
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Processes:
     def agree(self, wishes: Sequence[int]) -> list[int]:
         """The largest of each wish over the processes, so that all of them do the same next.
 
-        Raises UserError that names the processes that did not come within PATIENCE.
+        Raises UserError that names the processes that did not come within LONG_PATIENCE.
         """
         if self.world == 1:
             return list(wishes)
@@ -102,7 +103,7 @@ class Processes:
         if self.world == 1:
             return
         try:
-            dist.monitored_barrier(self.control, PATIENCE, wait_all_ranks=True)
+            dist.monitored_barrier(self.control, LONG_PATIENCE, wait_all_ranks=True)
         except RuntimeError as error:
             raise UserError(f"a process of the training is late or gone: {str(error).splitlines()[0]}") from error
 

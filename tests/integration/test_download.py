@@ -144,6 +144,23 @@ def test_list_and_dry_run_write_nothing(kaggle, files, tmp_path, capsys):
     assert not (tmp_path / "panda").exists() and not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize("status", [400, 403])
+def test_where_the_bundle_is_refused_files_come_one_by_one(kaggle, files, tmp_path, capsys, status):
+    _, run = kaggle("bundle", fault=once("bundle", Fault(status)))
+    run("--num_slides", "2")
+    assert "single files, as fast as Kaggle's rate limit allows" in capsys.readouterr().out
+    assert len(list((tmp_path / "panda/train_images").iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", ["[]", '{"train.csv": null}'])
+def test_a_damaged_list_of_files_is_asked_for_again(kaggle, tmp_path, content):
+    _, run = kaggle()
+    run("--num_slides", "1")
+    (tmp_path / "panda" / download.LISTING).write_text(content)
+    run("--num_slides", "2")
+    assert len(list((tmp_path / "panda/train_images").iterdir())) == 2
+
+
 FAULTS = {
     "429": Fault(429),
     "429 with a time": Fault(429, "0"),

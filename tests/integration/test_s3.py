@@ -337,6 +337,22 @@ def test_a_copy_follows_what_changes_there(packed, s3, tmp_path):
     assert not (here / "new.txt").exists() and len(s3.requests) == 1
 
 
+def test_a_copy_that_was_cut_short_is_fetched_again(packed):
+    here = copies.at_hand(packed)
+    whole = (here / "train-000000.tar").read_bytes()
+    (here / "train-000000.tar").write_bytes(whole[:1000])
+    with open(here.with_name(f"{here.name}.jsonl"), "a") as journal:
+        journal.write("5\n")  # as odd as a crash may leave it
+    assert (copies.at_hand(packed) / "train-000000.tar").read_bytes() == whole
+
+
+def test_objects_that_stand_for_folders_are_no_files(packed):
+    before = storage.files_in(packed, below=True).keys()
+    files, root = storage._filesystem(packed)
+    files.pipe_file(f"{root}/benign/", b"")
+    assert storage.files_in(packed, below=True).keys() == before
+
+
 def test_those_who_want_the_same_copy_wait_for_it(packed, s3):
     s3.requests.clear()
     wanting = [threading.Thread(target=copies.at_hand, args=(packed,)) for _ in range(3)]
@@ -411,6 +427,9 @@ def test_wrong_keys_no_keys_and_no_server(there, s3, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     forget_connections()
     assert "AWS_ENDPOINT_URL" in sentence("extract_patches", *words)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "minio.example.org:9000")
+    forget_connections()
+    assert "begins with http:// or https://" in sentence("extract_patches", *words)
     monkeypatch.undo()
     forget_connections()
 

@@ -133,6 +133,18 @@ def test_masks_are_not_asked_for_later(streaming, tmp_path):
     assert patches_of(tmp_path / "streamed") == before
 
 
+def test_patches_that_are_there_need_no_more_room(streaming, tmp_path, monkeypatch):
+    _, run = streaming()
+    run("--max_patches", "20")
+    made = sum(sizes(path for path in (tmp_path / "streamed").rglob("*") if path.is_file()))
+    needed = 400_000 + 20 * 256 * 256 * 3
+    monkeypatch.setattr(stream, "free_disk", lambda _: needed - made // 2)
+    run("--max_patches", "20")
+    monkeypatch.setattr(stream, "free_disk", lambda _: needed - 2 * made)
+    with pytest.raises(UserError, match="may be needed"):
+        run("--max_patches", "20")
+
+
 def test_a_slide_that_came_again_without_its_mask_is_waited_for(streaming, tmp_path, _tiny_slides):
     _, run = streaming()
     run("--max_patches", "6")

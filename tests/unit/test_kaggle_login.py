@@ -100,6 +100,35 @@ def test_a_broken_key_file_is_named(serve, home):
         connect(fast(), refuse)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_token_as_windows_saves_it(serve, home, encoding):
+    serve("none")
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/access_token").write_text(SECRET_TOKEN + "\n", encoding=encoding)
+    if encoding == "utf-8-sig":
+        assert len(connect(fast(), refuse).list_files()) == 3
+        return
+    with pytest.raises(UserError, match=r"access_token cannot be read; make a new one and save it as plain UTF-8"):
+        connect(fast(), refuse)
+
+
+def test_a_token_that_is_no_path_is_not_shown(serve, monkeypatch):
+    serve("none")
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "SECRET" * 100)
+    with pytest.raises(UserError) as stop:
+        find_credentials()
+    assert "SECRET" not in str(stop.value) and "KAGGLE_API_TOKEN cannot be read" in str(stop.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"refresh_token": 3, "username": "ada", "access_token_expiration": "x"}'])
+def test_a_damaged_login_is_named(serve, home, content):
+    serve("none")
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/credentials.json").write_text(content)
+    with pytest.raises(UserError):
+        connect(fast(), refuse)
+
+
 def test_a_wrong_key(serve):
     server = serve("key", keys=())
     with pytest.raises(UserError, match="does not accept the credentials in the variables KAGGLE_USERNAME and KAGGLE_KEY;"):

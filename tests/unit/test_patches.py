@@ -31,6 +31,20 @@ def test_a_piece_of_tissue_is_covered_completely_wherever_it_lies():
     assert (rejected, cause) == ({}, "")
 
 
+@pytest.mark.parametrize(("span", "downsample"), [(526.53, 1.0), (424.78, 1.0), (263.27, 1.0), (1053.06, 4.0), (2265.49, 4.0)])
+def test_patches_of_a_fraction_of_a_pixel_cover_tissue_as_well(span, downsample):
+    side = 300
+    found, _, _ = places_on(overview_of([(10, 10, side - 20, side - 20)], side, side), span=span, downsample=downsample)
+    assert len(found) >= int((side - 20) * 16 / span) ** 2
+    for (x0, y0, _), (x1, y1, _) in combinations(found, 2):
+        assert max(abs(x0 - x1), abs(y0 - y1)) > span - downsample
+
+
+def test_whole_patches_of_tissue_are_whole_in_spite_of_rounding():
+    image = tissue_texture(256, 256, 0)
+    assert all(len(find_places(image, 16.0, span, 1.0, (4096, 4096), 1.0)[0]) == int(4096 / span) ** 2 for span in (263.27, 283.19))
+
+
 def test_each_piece_gets_its_own_grid():
     found, _, _ = places_on(overview_of([(3, 5, 48, 48), (71, 60, 64, 32)]))
     assert len(found) == 9 + 8
