@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import struct
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -199,6 +200,8 @@ def _open(path: Path):
         raise SlideError("is not a file")
     if path.stat().st_size == 0:
         raise SlideError("is empty (0 bytes); fetch it again")
+    if not os.access(path, os.R_OK):
+        raise SlideError("may not be read; give yourself permission (chmod u+r)")
     try:
         return openslide.OpenSlide(str(path))
     except openslide.OpenSlideError as error:
