@@ -247,9 +247,6 @@ def _in_one_sentence(remote: Remote, files: int = 1) -> Iterator[None]:
     except FileNotFoundError as error:
         which = f"{remote} is" if files == 1 else f"{remote}, or one of {files - 1} other file(s) that belong to it, is"
         raise MissingError(f"{which} not there ({_text(error)}); check the names of bucket and folder") from error
-    except (ValueError, TypeError) as error:
-        way_out = "AWS_ENDPOINT_URL, if set, begins with http:// or https://" if _is_s3(remote) else "see docs/scaling.md"
-        raise UserError(f"{remote} cannot be opened ({_text(error)}); check the address: {way_out}") from error
     except _failures() as error:
         if isinstance(error, PermissionError) or "credential" in str(error).lower():
             way_out = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to those of someone who may" if _is_s3(remote) else "log in"
@@ -261,6 +258,9 @@ def _in_one_sentence(remote: Remote, files: int = 1) -> Iterator[None]:
         raise UserError(
             f"{remote} cannot be reached ({_text(error)}); {way_out}, then start again: it goes on from here"
         ) from error
+    except (ValueError, TypeError) as error:
+        way_out = "AWS_ENDPOINT_URL, if set, begins with http:// or https://" if _is_s3(remote) else "see docs/scaling.md"
+        raise UserError(f"{remote} cannot be opened ({_text(error)}); check the address: {way_out}") from error
 
 
 def _is_s3(remote: Remote) -> bool:

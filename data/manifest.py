@@ -61,7 +61,8 @@ def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
 
 def is_set_aside(folder: Path) -> bool:
     """Whether check_data.py made this folder to set patches aside: DIR_quarantine beside DIR."""
-    return folder.name.endswith(QUARANTINE_SUFFIX) and folder.with_name(folder.name.removesuffix(QUARANTINE_SUFFIX)).is_dir()
+    beside = folder.name.removesuffix(QUARANTINE_SUFFIX)
+    return beside not in ("", folder.name) and folder.with_name(beside).is_dir()
 
 
 def by_path(path: str, lone_split: bool = True) -> tuple[str, str]:
@@ -107,7 +108,7 @@ def _filled(row: dict[str, str]) -> dict[str, str]:
 
 def _parse(row: dict[str, str], folder: Path) -> Patch:
     check_inside(folder, row["path"])
-    if row["label"] not in (*LABELS, by_path(row["path"])[0]):
+    if row["label"] not in (*LABELS, by_path(row["path"])[0], by_path(row["path"], lone_split=False)[0]):
         raise ValueError(f"label {row['label']!r} is neither one of {', '.join(LABELS)} nor the folder of the patch")
     if row["split"] not in SPLITS:
         raise ValueError(f"split {row['split']!r} is not train or test")

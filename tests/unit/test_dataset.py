@@ -343,15 +343,15 @@ def test_valid_beside_invalid_is_a_label(tmp_path):
     for number, path in enumerate(("valid/a.png", "invalid/b.png")):
         draw_patch(tmp_path / path, number)
     assert {(file.label, file.split) for file in list_patches(tmp_path)} == {("valid", "train"), ("invalid", "train")}
+    (tmp_path / "patches.csv").write_text("path,label,split\nvalid/a.png,valid,train\ninvalid/b.png,invalid,test\n")
+    assert {(file.label, file.split) for file in list_patches(tmp_path)} == {("valid", "train"), ("invalid", "test")}
 
 
 def test_what_is_hidden_or_was_set_aside_is_no_patch(tmp_path):
-    for number, path in enumerate(
-        ("a/x.png", ".ipynb_checkpoints/x.png", "a/.thumbs/x.png", "a_quarantine/x.png", "site_quarantine/x.png")
-    ):
-        draw_patch(tmp_path / path, number)
-    draw_patch(tmp_path / "a" / ".y.png")
-    assert [file.path for file in list_patches(tmp_path)] == ["a/x.png", "site_quarantine/x.png"]  # there is no folder "site"
+    patches = ["_quarantine/x.png", "a/x.png", "site_quarantine/x.png"]  # there is no folder "site"
+    for path in (*patches, ".ipynb_checkpoints/x.png", "a/.thumbs/x.png", "a_quarantine/x.png", "a/.y.png"):
+        draw_patch(tmp_path / path)
+    assert [file.path for file in list_patches(tmp_path)] == patches
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no such names")
