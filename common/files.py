@@ -46,8 +46,9 @@ def remove_leftovers(path: Path) -> None:
         try:
             os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
         except ProcessLookupError:
-            if time.time() - leftover.stat().st_mtime > SURELY_LEFT:
-                leftover.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another run may remove it too
+                if time.time() - leftover.stat().st_mtime > SURELY_LEFT:
+                    leftover.unlink()
         except (ValueError, PermissionError):
             continue
 

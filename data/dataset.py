@@ -100,7 +100,7 @@ def _is_left_out(folder: Path, path: Path) -> bool:
 
 def _without_manifest(paths: list[str]) -> list[PatchFile]:
     tops = {top.lower() for top, *below in (PurePosixPath(path).parts for path in paths) if len(below) == 1}
-    lone_split = tops <= manifest.SPLIT_FOLDERS.keys()  # beside "invalid", "valid" is a label
+    lone_split = "train" in tops or tops <= manifest.SPLIT_FOLDERS.keys()  # beside "invalid", "valid" is a label
     found = ((path, *manifest.by_path(path, lone_split)) for path in paths)
     return [PatchFile(path, manifest.slide_by_path(path), label, "", None, split or "train") for path, label, split in found]
 
@@ -341,6 +341,7 @@ class PatchDataset(Dataset):
             bad = set(json.loads(note.read_text())["bad"])
             self.files = [file for file in self.files if file.path not in bad]
             self._pixels = self._map()
+            remove_leftovers(self._cache)
             return
         pixels, bad = self._decode_all()
         try:

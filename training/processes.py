@@ -136,8 +136,8 @@ def join(device: torch.device) -> tuple[Processes, torch.device]:
         # On one machine torchrun keeps its store over a restart, with the addresses of the processes that are gone.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-    processes = Processes(rank, world, dist.new_group(backend="gloo", timeout=PATIENCE))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LONG_PATIENCE)
+    processes = Processes(rank, world, dist.new_group(backend="gloo", timeout=LONG_PATIENCE))
     if not processes.first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 one voice is enough; errors go to stderr from all
     return processes, device

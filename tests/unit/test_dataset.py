@@ -339,6 +339,12 @@ def test_a_split_without_labels_is_no_label(tmp_path):
     }
 
 
+def test_a_folder_beside_train_and_val_brings_no_held_out_patch_into_training(tmp_path):
+    for path in ("train/a.png", "val/c.png", "samples/d.png"):
+        draw_patch(tmp_path / path)
+    assert {file.path: file.split for file in list_patches(tmp_path)}["val/c.png"] == "test"
+
+
 def test_valid_beside_invalid_is_a_label(tmp_path):
     for number, path in enumerate(("valid/a.png", "invalid/b.png")):
         draw_patch(tmp_path / path, number)
