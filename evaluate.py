@@ -25,7 +25,7 @@ from common.storage import place
 from common.weights import INSTALL
 from data.copies import at_hand
 from data.dataset import PatchFile, class_of, condition_of, content_of, list_patches, reader
-from data.holdout import TRAINED_ON, groups_of, on_both_sides, train_and_held_out
+from data.holdout import groups_of, train_and_held_out, what_flatters
 from metrics.copies import Gallery
 from metrics.evaluation import PARTS, Networks, Sets, assess
 from metrics.features import inception, lite0
@@ -124,7 +124,7 @@ def main() -> int:
     together, device = processes.join(choose_device(args.device))
     train, held_out = real = train_and_held_out(args.patches)
     made = list_patches(args.images, "run generate.py or name the generated images' folder with --images") if args.images else []
-    networks, notes = Networks(inception(args.weights, device)), [TRAINED_ON] if held_out[0].split == "train" else []
+    networks, notes = Networks(inception(args.weights, device)), what_flatters(train, held_out)
     if LITE0_WEIGHTS.installed():
         network = Lite0().to(device, memory_format=torch.channels_last)
         networks = Networks(networks.standard, *lite0(network, LITE0_WEIGHTS.digest, device))
@@ -132,7 +132,7 @@ def main() -> int:
         notes.append(f"No second feature space, and no search for copies in other than quarter turns: run {INSTALL}")
     notes += [f"Left out, as asked: {', '.join(args.skip)}."] if args.skip else []
     sets = load_sets(args, real, made, device)
-    notes += [note for note in (on_both_sides(train, held_out), mixed_otherwise(sets.fake, sets.train)) if note]
+    notes += mixed_otherwise(sets.fake, sets.train)
     cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
     sections = assess(sets, networks.shared(together.run, together.world), args.seed, args.skip, cache)
     processes.leave(together)

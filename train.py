@@ -8,7 +8,6 @@ torchrun --nproc_per_node 8 train.py --batch_size 64 --epochs 200
 """
 
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -55,12 +54,11 @@ def begin(args, notes: Notes) -> int:
     check_speed_ups(device, args.precision == "bfloat16", args.compile)
     folder, log_folder = args.checkpoint_dir / args.run_name, args.log_dir / args.run_name
     source, state = resume.find_state(args, folder, log_folder)
-    named = resume.patches_of(args, state)
-    args.patches = at_hand(named)
-    config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args)
-    config = replace(config, patches=str(named))  # not the copy that is at hand
+    args.patches = resume.patches_of(args, state)
+    here = at_hand(args.patches)
+    config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args, here)
     with together.first_goes_ahead():  # it writes the cache of decoded patches
-        dataset = open_patches(args, config, state)
+        dataset = open_patches(here, args, config, state)
     if args.preview_augmentation:
         save(augmented_grid(dataset, config.seed), args.preview_augmentation)
         say(f"{args.preview_augmentation}: left column before augmentation, seven augmentations beside each")
@@ -89,10 +87,10 @@ def is_beyond_end(trainer: Trainer, state: dict | None) -> bool:
     return round((trainer.epoch - trainer.config.epochs) * trainer.images_per_epoch) >= batch
 
 
-def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:
+def open_patches(folder: Path, args, config: TrainConfig, state: dict | None) -> PatchDataset:
     """The patches, as the checkpoint knows them where there is one."""
     return PatchDataset(
-        args.patches,
+        folder,
         state["model"]["image_size"] if state else presets.patch_size(args),
         config.condition,
         augmentation=Augmentation(**config.augmentation),
@@ -101,12 +99,10 @@ def open_patches(args, config: TrainConfig, state: dict | None) -> PatchDataset:
     )
 
 
-def new_config(args) -> TrainConfig:
-    """Settings of a new run."""
+def new_config(args, folder: Path) -> TrainConfig:
+    """Settings of a new run on the patches of ``folder``."""
     augmentation = Augmentation(**options.given(args, options.AUGMENTATIONS)).to_dict()
-    return presets.new_config(
-        args, augmentation, lambda: {file.label for file in list_patches(args.patches) if file.split == "train"}
-    )
+    return presets.new_config(args, augmentation, lambda: {file.label for file in list_patches(folder) if file.split == "train"})
 
 
 def make_loader(trainer: Trainer, dataset: PatchDataset, workers: int | None) -> DataLoader | Resident:

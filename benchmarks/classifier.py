@@ -31,7 +31,7 @@ from common.errors import UserError
 from common.labels import known
 from common.progress import track
 from data.dataset import list_patches, reader
-from data.holdout import TRAINED_ON, train_and_held_out
+from data.holdout import train_and_held_out, what_flatters
 from metrics.images import ImageSet, image_set, read_images
 from metrics.utility import balanced_accuracy, confusion, shared_classes
 from models.features import load_lite0
@@ -135,8 +135,8 @@ def read_sets(patches: Path, generated: Path, side: int) -> Sets:
         return image_set(images, [file.label for file in files])
 
     train, held_out = train_and_held_out(patches)
-    if held_out[0].split == "train":
-        print(TRAINED_ON)
+    for note in what_flatters(train, held_out):
+        print(note)
     made = list_patches(generated, "make some with generate.py or name yours with --generated")
     return read(patches, train), read(patches, held_out), read(generated, made)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import glob
 import hashlib
+import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from common.errors import UserError
@@ -46,7 +48,7 @@ def remove_leftovers(path: Path) -> None:
         try:
             os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
         except ProcessLookupError:
-            with contextlib.suppress(FileNotFoundError):  # another run may remove it too
+            with contextlib.suppress(OSError):  # another run may remove it too, or the folder be read-only
                 if time.time() - leftover.stat().st_mtime > SURELY_LEFT:
                     leftover.unlink()
         except (ValueError, PermissionError):
@@ -64,6 +66,12 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 so that ``path`` is whole or as it was."""
     with replacing(path, "w") as file:
         file.write(text)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable]) -> None:
+    """Write a csv file, its header and its rows, so that ``path`` is whole or as it was."""
+    with replacing(path, "w") as file:
+        csv.writer(file, lineterminator="\n").writerows(itertools.chain([columns], rows))
 
 
 def check_inside(folder: Path, relative: str) -> None:

@@ -93,9 +93,8 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _is_left_out(folder: Path, path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts) or any(
-        manifest.is_set_aside(folder / above) for above in path.parents if above.name.endswith(manifest.QUARANTINE_SUFFIX)
-    )
+    hidden = any(part.startswith(".") for part in path.parts)
+    return hidden or any(manifest.is_set_aside(folder / above) for above in path.parents[:-1])
 
 
 def _without_manifest(paths: list[str]) -> list[PatchFile]:
@@ -337,15 +336,14 @@ class PatchDataset(Dataset):
             return
         note = self._cache.with_suffix(".json")
         fingerprint = self._fingerprint()
+        remove_leftovers(self._cache)
         if self._is_current(note, fingerprint, wanted):
             bad = set(json.loads(note.read_text())["bad"])
             self.files = [file for file in self.files if file.path not in bad]
             self._pixels = self._map()
-            remove_leftovers(self._cache)
             return
         pixels, bad = self._decode_all()
         try:
-            remove_leftovers(self._cache)
             with replacing(self._cache) as file:
                 file.write(memoryview(pixels).cast("B"))
             with replacing(note, "w") as file:

@@ -28,16 +28,16 @@ def groups_of(folder: Path, files: list[PatchFile]) -> list[str]:
     return [file.slide_id if of_slides else file.path for file in files]
 
 
-def on_both_sides(train: list[PatchFile], held_out: list[PatchFile]) -> str:
-    """A sentence where held-out patches are of slides that training patches are of too; "" where none are."""
+def what_flatters(train: list[PatchFile], held_out: list[PatchFile]) -> list[str]:
+    """A sentence for each reason why held-out patches are no news to a network: trained on, or of slides with training patches."""
+    notes = [TRAINED_ON] if held_out[0].split == "train" else []
     held = {file.slide_id for file in held_out}
-    shared = held & {file.slide_id for file in train}
-    if not shared:
-        return ""
-    return (
-        f"{len(shared)} of {len(held)} held-out slides have training patches too (by patches.csv, or by names SLIDE_X_Y), so "
-        "comparisons with them flatter. check_data.py names them; split the patches by slide."
-    )
+    if shared := held & {file.slide_id for file in train}:
+        notes.append(
+            f"{len(shared)} of {len(held)} held-out slides have training patches too (by patches.csv, or by names SLIDE_X_Y), so "
+            "comparisons with them flatter. check_data.py names them; split the patches by slide."
+        )
+    return notes
 
 
 def train_and_held_out(folder: Path) -> tuple[list[PatchFile], list[PatchFile]]:

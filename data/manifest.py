@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
-from common.files import check_inside, replacing
+from common.files import check_inside, write_csv
 from data.panda import LABELS, read_csv_rows
 
 NAME = "patches.csv"
@@ -51,12 +50,9 @@ COLUMNS = tuple(field.name for field in fields(Patch))
 
 def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
     """Write ``folder/patches.csv`` anew, sorted by path, whole or not at all."""
-    with replacing(Path(folder) / NAME, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for patch in sorted(patches, key=lambda patch: patch.path):
-            values = (getattr(patch, name) for name in COLUMNS)
-            writer.writerow("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in values)
+    rows = ([getattr(patch, name) for name in COLUMNS] for patch in sorted(patches, key=lambda patch: patch.path))
+    cells = (("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in row) for row in rows)
+    write_csv(Path(folder) / NAME, COLUMNS, cells)
 
 
 def is_set_aside(folder: Path) -> bool:
@@ -108,7 +104,7 @@ def _filled(row: dict[str, str]) -> dict[str, str]:
 
 def _parse(row: dict[str, str], folder: Path) -> Patch:
     check_inside(folder, row["path"])
-    if row["label"] not in (*LABELS, by_path(row["path"])[0], by_path(row["path"], lone_split=False)[0]):
+    if row["label"] not in LABELS and row["label"] not in (by_path(row["path"], lone_split)[0] for lone_split in (True, False)):
         raise ValueError(f"label {row['label']!r} is neither one of {', '.join(LABELS)} nor the folder of the patch")
     if row["split"] not in SPLITS:
         raise ValueError(f"split {row['split']!r} is not train or test")

@@ -9,7 +9,6 @@ that was stopped, or killed, continues and ends with the same files.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from common.cli import existing_folder
 from common.errors import UserError
-from common.files import replacing, write_text
+from common.files import write_csv, write_text
 from common.progress import say, track
 from common.seeding import derive_seed
 from common.storage import Place, brought, contains, files_in, remove, scratch, size_of, sweep
@@ -482,8 +481,7 @@ class Run:
 
     def _short(self, slide_id: str) -> bool:
         known = self.journal.known(slide_id)
-        more = slide_id not in self.failed
-        return more and len(known.cuts) < self.quotas[slide_id] and known.next_index < len(known.scan.candidates)
+        return len(known.cuts) < self.quotas[slide_id] and known.next_index < len(known.scan.candidates)
 
     def _rest(self, slide_id: str) -> tuple[list, int, int, list]:
         known = self.journal.known(slide_id)
@@ -586,7 +584,4 @@ def _why_empty(known: Known, quota: int) -> str:
 
 
 def _write_failed(path: Path, failures: list[Failure]) -> None:
-    with replacing(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("slide_id", "stage", "reason"))
-        writer.writerows((failure.slide_id, failure.stage, failure.reason) for failure in failures)
+    write_csv(path, ("slide_id", "stage", "reason"), ((failure.slide_id, failure.stage, failure.reason) for failure in failures))

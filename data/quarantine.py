@@ -7,14 +7,13 @@ each removed row, is added to ``reasons.csv``; ``pending.csv`` is removed. A lat
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import inside, replacing
+from common.files import inside, write_csv
 from data import manifest
 from data.manifest import COLUMNS, QUARANTINE_SUFFIX, Patch
 from data.panda import read_csv_rows
@@ -144,7 +143,7 @@ def _mend_manifest(folder: Path, aside: Path, plan: list[Entry]) -> None:
         if relative not in leaving:
             kept.setdefault(relative, row)
     if len(kept) < len(rows):
-        _write_rows(folder / manifest.NAME, list(rows[0]), kept.values())  # with columns of people's own
+        write_csv(folder / manifest.NAME, list(rows[0]), (row.values() for row in kept.values()))  # with columns of people's own
 
 
 def _leaves(folder: Path, aside: Path, entry: Entry) -> bool:
@@ -167,24 +166,15 @@ def _move(folder: Path, aside: Path, entry: Entry) -> None:
 def _exists(path: Path) -> bool:
     """Whether there is a file or link, or no way to tell: a folder may be closed to us."""
     try:
-        path.lstat()
+        with contextlib.suppress(PermissionError):
+            path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError:
-        return True
     return True
 
 
 def _write(path: Path, entries: list[Entry]) -> None:
-    cells = ((entry.path, entry.moved_to, entry.reason, *entry.row) for entry in entries)
-    _write_rows(path, _COLUMNS, (dict(zip(_COLUMNS, row, strict=True)) for row in cells))
-
-
-def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
-    with replacing(path, "w") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, _COLUMNS, ((entry.path, entry.moved_to, entry.reason, *entry.row) for entry in entries))
 
 
 def _read(path: Path) -> list[Entry]:

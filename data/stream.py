@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -78,9 +79,9 @@ def main(kaggle: Kaggle, line: Line, plan: Plan, args: argparse.Namespace, progr
     patches = settings.max_patches * settings.patch_size**2 * 3
     free = free_disk(args.data_dir)
     progress.log(f"at most {gigabytes(max_disk)} of slides and {gigabytes(patches)} of patches on the disk; {gigabytes(free)} free")
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    made = sum(path.stat().st_size for path in settings.output_dir.rglob("*") if path.is_file())
-    if free + held + made < max_disk + patches:
+    both = itertools.chain(folder.rglob("*"), settings.output_dir.rglob("*"))
+    held = sum(path.stat().st_size for path in both if path.is_file())
+    if free + held < max_disk + patches:
         raise UserError(f"{gigabytes(max_disk + patches)} may be needed; give a smaller --max_disk or fewer --max_patches")
     if args.dry_run:
         progress.log(downloader.measured(files, sum(files.values())))

@@ -66,19 +66,19 @@ def draw_set(
     return image_set(np.concatenate(parts), np.repeat([known(label) for label in labels], counts))
 
 
-def mixed_otherwise(fake: ImageSet, train: ImageSet) -> str:
-    """A sentence where the labels of the images have other shares than those of the training patches; "" where they have not."""
+def mixed_otherwise(fake: ImageSet, train: ImageSet) -> list[str]:
+    """A sentence where the labels of the images have other shares than those of the training patches, else none."""
     if not fake.labels.astype(bool).any():
-        return ""
+        return []
     named = sorted({*fake.labels, *train.labels})
     shares = [((fake.labels == name).mean(), (train.labels == name).mean()) for name in named]
     if sum(abs(one - other) for one, other in shares) / 2 < OTHER_MIX:
-        return ""
+        return []
     text = ", ".join(f"{name or 'unlabelled'} {one:.0%} for {other:.0%}" for name, (one, other) in zip(named, shares, strict=True))
-    return (
+    return [
         f"The labels of the images are mixed otherwise than those of the training patches ({text}). What is said of all images "
         "together (distances, colour) counts that as a difference: read it label by label, or evaluate the checkpoint itself."
-    )
+    ]
 
 
 def read_images(paths: Sequence[Path], decode: Callable[[Path, int], np.ndarray], size: int, what: str) -> np.ndarray:

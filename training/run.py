@@ -70,7 +70,7 @@ class HeldOut:
 
     unseen: images (N, 3, S, S) in [-1, 1] and labels (N,) that the networks never train on, to see whether D learns by heart; None
     where there are none. trained_on: draws (count, seed) as many of the training patches, as they are and not augmented, to hold
-    against them. score: draws images with the function it is handed and returns their metrics, "kid" among them.
+    against them. score: draws images with the function it is handed and returns their metrics, "kid" and "scored_on" among them.
     """
 
     unseen: tuple[Tensor, Tensor] | None
@@ -322,7 +322,7 @@ class Run:
         scores = self.held_out.score(self.trainer.sampler().sample)
         if not scores:
             return  # no weights to score by, as the function has said
-        trainer, scored_on = self.trainer, scores.get("scored_on", "")
+        trainer, scored_on = self.trainer, scores["scored_on"]
         if trainer.best_scored_on not in ("", scored_on):
             self._begin_anew()
         best = scores["kid"] < trainer.best_kid

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import replacing
+from common.files import replacing, write_csv
 from common.film import write_film
 from common.pictures import png, save
 from common.progress import say, track
@@ -102,8 +102,7 @@ def folder_of(label: str) -> str:
 
 
 def _write_manifest(path: Path, rows: dict[str, tuple]) -> None:
-    with replacing(path, "w") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(rows[name] for name in sorted(rows))])
+    write_csv(path, COLUMNS, (rows[name] for name in sorted(rows)))
 
 
 def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:

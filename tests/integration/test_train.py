@@ -394,7 +394,7 @@ def test_against_other_held_out_patches_kid_begins_anew(patches, tmp_path, monke
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_held_out_patches_are_judged_in_each_line_without_scores_too(scored, patches, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.Watch", lambda *_: lambda sample: {"kid": 0.5})
+    monkeypatch.setattr("train.Watch", lambda *_: lambda sample: {"kid": 0.5, "scored_on": "a"})
     folder = shutil.copytree(patches, tmp_path / "patches", ignore=shutil.ignore_patterns(".*"))
     rows = []
     for number, path in enumerate(sorted(folder.rglob("*.png"))):

@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,21 @@ def test_what_killed_runs_left_of_the_cache_is_removed(folder):
     cache.unlink()
     PatchDataset(folder, SIZE)
     assert cache.exists() and running.exists() and not gone.exists()
+
+
+def test_a_leftover_that_may_not_be_removed_stops_nothing(folder, monkeypatch):
+    cache = PatchDataset(folder, SIZE)._cache
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    leftover = folder / f".{cache.name}.{process.pid}.1.tmp"
+    leftover.touch()
+    os.utime(leftover, (0, 0))
+
+    def refused(path, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert len(PatchDataset(folder, SIZE)) == 9 and leftover.exists()
 
 
 def test_a_damaged_cache_note_is_not_believed(folder):
