@@ -60,6 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{given[0]} needs --stream")
     if args.stream and (args.list or args.verify):
         parser.error("--stream goes with neither --list nor --verify")
+    if args.stream and args.include_bad:
+        parser.error("--stream keeps patches only, and none are taken from slides known to be bad: leave --include_bad out")
     return args
 
 
@@ -134,7 +136,7 @@ def main() -> int | None:
         return verify(args)
     ids = tuple(read_ids(args.ids)) if args.ids else None
     grades, providers = (tuple(value) if value else None for value in (args.grades, args.providers))
-    selection = Selection(args.num_slides, grades, providers, ids, args.masks, args.include_bad, args.seed)
+    selection = Selection(args.num_slides, grades, providers, ids, args.masks, args.include_bad, args.seed, args.stream)
     only_look = args.list or args.dry_run
     progress = Progress(None if only_look else Path("logs/download.log"))
     try:

@@ -36,7 +36,10 @@ SPARE_DISK = 200_000_000
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user wants. num_slides, grades, providers, ids: None for all. masks: with their label masks."""
+    """What the user wants. num_slides, grades, providers, ids: None for all. masks: with their label masks.
+
+    streamed: slides are for patches alone, which are not taken from those that are known to be bad.
+    """
 
     num_slides: int | None = None
     grades: tuple[int, ...] | None = None
@@ -45,6 +48,7 @@ class Selection:
     masks: bool = True
     include_bad: bool = False
     seed: int = 0
+    streamed: bool = False
 
     @property
     def everything(self) -> bool:
@@ -110,9 +114,11 @@ def make_plan(listing: dict[str, int], records: list[SlideRecord], selection: Se
         selection.grades,
         selection.providers,
         selection.ids,
-        selection.include_bad or selection.everything,
+        selection.include_bad or (selection.everything and not selection.streamed),
         selection.seed,
     )
+    if bad and not slides:
+        raise UserError(f"all {len(bad)} chosen slides are known to be bad ({next(iter(bad.values()))}); choose others")
     if not slides:
         raise UserError("no slide is left after --grades, --providers and --ids; widen them")
     absent = [record.slide_id for record in slides if image_name(record.slide_id) not in listing]
@@ -317,7 +323,7 @@ def announce(plan: Plan, wanted: int | None, log: Callable[[str], None]) -> None
     for provider in sorted({provider for provider, _ in strata}):
         log(f"{provider}: " + ", ".join(f"grade {grade}: {strata[provider, grade]}" for grade in range(6)) + " slides")
     for slide_id, reason in plan.bad.items():
-        log(f"left out {slide_id}: {reason} (--include_bad takes it)")
+        log(f"left out {slide_id}: {reason}")
     if wanted and len(plan.slides) < wanted:
         log(f"--num_slides {wanted}: train.csv has no more than {len(plan.slides)} that are fit and chosen")
     if plan.absent:

@@ -23,7 +23,7 @@ from data.download import Downloader, Plan, free_disk, in_batches
 from data.extract_report import report
 from data.journal import Journal
 from data.kaggle import Kaggle
-from data.panda import KNOWN_BAD, STREAMING, SlideRecord
+from data.panda import STREAMING, SlideRecord
 from data.patches import ExtractResult, ExtractSettings, Run, check_folder, claim_folder, make_job
 from data.reporting import Progress, gigabytes
 from data.staging import Output
@@ -98,8 +98,6 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     """
     start, result = time.monotonic(), ExtractResult()
     slides = {item.slide_id: item for item in _slides(downloader, plan)}
-    if not slides:
-        raise UserError("all of the chosen slides are known to be bad, and patches are not taken from them; choose others")
     largest = max(item.room for item in slides.values())
     if largest > max_disk:
         raise UserError(f"--max_disk is smaller than the largest slide with its mask ({gigabytes(largest)}); give more")
@@ -121,19 +119,17 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
 
 def _slides(downloader: Downloader, plan: Plan) -> Iterator[Streamed]:
     for record in plan.slides:
-        if record.slide_id not in KNOWN_BAD:  # the extraction does not use them
-            names = (image_name(record.slide_id), mask_name(record.slide_id))
-            files = {name: plan.files[name] for name in names if name in plan.files}
-            yield Streamed(record.slide_id, files, sum(downloader.room(name, size) for name, size in files.items()))
+        names = (image_name(record.slide_id), mask_name(record.slide_id))
+        files = {name: plan.files[name] for name in names if name in plan.files}
+        yield Streamed(record.slide_id, files, sum(downloader.room(name, size) for name, size in files.items()))
 
 
 def _jobs(settings: ExtractSettings, records: Iterable[SlideRecord], slides: dict[str, Streamed]) -> dict[str, Job]:
     jobs = {}
     for record in sorted(records, key=lambda record: record.slide_id):
-        if record.slide_id in slides:
-            mask = mask_name(record.slide_id)
-            masked = inside(settings.data_dir, mask) if mask in slides[record.slide_id].files else None
-            jobs[record.slide_id] = make_job(settings, record, inside(settings.data_dir, image_name(record.slide_id)), masked)
+        mask = mask_name(record.slide_id)
+        masked = inside(settings.data_dir, mask) if mask in slides[record.slide_id].files else None
+        jobs[record.slide_id] = make_job(settings, record, inside(settings.data_dir, image_name(record.slide_id)), masked)
     return jobs
 
 

@@ -239,7 +239,17 @@ def test_slides_that_cannot_be_used_are_named(slide, sentence, streaming, files,
     (tmp_path / "ids.txt").write_text(f"{known_bad if slide == 'bad' else slide}\n")
     _, run = streaming()
     with pytest.raises(UserError, match=sentence):
-        run("--ids", str(tmp_path / "ids.txt"), "--include_bad")
+        run("--ids", str(tmp_path / "ids.txt"))
+
+
+def test_slides_known_to_be_bad_are_named_and_not_fetched(streaming, files, tmp_path, capsys):
+    table, known_bad = tmp_path / "train.csv", next(iter(KNOWN_BAD))
+    table.write_text(files["train.csv"].read_text() + f"{known_bad},radboud,0,negative\n")
+    files["train.csv"], files[f"train_images/{known_bad}.tiff"] = table, files["train_images/aaa1.tiff"]
+    server, run = streaming()
+    run("--max_patches", "6")
+    assert f"left out {known_bad}: {KNOWN_BAD[known_bad]}" in capsys.readouterr().out
+    assert server.count("storage", "train_images/aaa1.tiff") and not server.count("storage", f"train_images/{known_bad}.tiff")
 
 
 def test_dry_run(streaming, tmp_path, capsys):
@@ -250,7 +260,12 @@ def test_dry_run(streaming, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["--max_disk", "5GB"], "--max_disk needs --stream"), (["--stream", "--verify"], "neither --list nor")]
+    ("arguments", "words"),
+    [
+        (["--max_disk", "5GB"], "--max_disk needs --stream"),
+        (["--stream", "--verify"], "neither --list nor"),
+        (["--stream", "--include_bad"], "leave --include_bad out"),
+    ],
 )
 def test_contradictions(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:
