@@ -14,7 +14,7 @@ from PIL import Image
 from common.files import write_text
 from common.html import data_uri, figure_uri, render
 from training.runlog import METRICS, duration, read_metrics
-from training.verdict import History, advise, finite, history, untested, warnings
+from training.verdict import History, advise, finite, history, scored_alike, untested, warnings
 
 REPORT = "report.html"
 GRIDS = 24  # on the slider at most
@@ -128,7 +128,7 @@ def write_run_report(log_folder: Path, facts: Facts) -> None:
         grids=sample_grids(log_folder),
         real=real_patches(log_folder),
         curves=[(caption, figure_uri(figure)) for caption, figure in curves({"": run})] if run.lines else [],
-        scores=[score_cells(row) for row in run.scores[-10:][::-1]],
+        scores=[score_cells(row, run.scores[-1]) for row in run.scores[-10:][::-1]],
         settings={name.replace("_", " "): plain(value) for name, value in facts.settings.items()},
     )
     write_text(log_folder / REPORT, page)
@@ -152,12 +152,13 @@ def plain(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def score_cells(row: dict) -> list[str]:
-    """An evaluation as cells of a table; a dash for what was not measured."""
+def score_cells(row: dict, newest: dict) -> list[str]:
+    """An evaluation as cells of a table; a dash for what was not measured. newest: the one whose patches need no mention."""
     kid = f"{row['kid']:.4f}" if finite(row.get("kid")) else "–"
     error = f" ({row['kid_se']:.4f})" if finite(row.get("kid_se")) else ""
     shares = [f"{row[name]:.2f}" if finite(row.get(name)) else "–" for name in ("precision", "recall")]
-    return [f"{row['epoch']:.0f}", kid + error, *shares]
+    others = " (other held-out patches)" if scored_alike(row, newest) is False else ""
+    return [f"{row['epoch']:.0f}{others}", kid + error, *shares]
 
 
 # -- pictures

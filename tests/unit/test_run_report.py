@@ -237,6 +237,14 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "@import" not in page
 
 
+def test_evaluations_against_other_patches_are_marked(tmp_path):
+    run = drawn(*FALLING)
+    run.scores[0]["scored_on"] = "before"
+    write_run_report(write_run(tmp_path / "run", [*run.lines, *run.scores]), FACTS)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("(other held-out patches)") == 1 and "<td>5 (other held-out patches)</td><td>0.5000 (0.0100)</td>" in page
+
+
 def test_what_a_few_lines_cannot_tell_is_not_called_right(tmp_path):
     for count, words in ((2, "Too few log lines (2 of 10) to judge"), (10, "Nothing in the numbers looks wrong.")):
         folder = write_run(tmp_path / str(count), lines(count))
