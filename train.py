@@ -57,6 +57,8 @@ def begin(args, notes: Notes) -> int:
     args.patches = resume.patches_of(args, state)
     here = at_hand(args.patches)
     config = resume.merged_config(args, state, Augmentation().to_dict()) if state else new_config(args, here)
+    if not state:
+        presets.model_config(args, 0, device)  # what it refuses is refused before patches are read
     with together.first_goes_ahead():  # it writes the cache of decoded patches
         dataset = open_patches(here, args, config, state)
     if args.preview_augmentation:
@@ -89,11 +91,14 @@ def is_beyond_end(trainer: Trainer, state: dict | None) -> bool:
 
 def open_patches(folder: Path, args, config: TrainConfig, state: dict | None) -> PatchDataset:
     """The patches, as the checkpoint knows them where there is one."""
+    size = state["model"]["image_size"] if state else presets.patch_size(args)
+    augmentation = Augmentation(**config.augmentation)
+    augmentation.check(size)
     return PatchDataset(
         folder,
-        state["model"]["image_size"] if state else presets.patch_size(args),
+        size,
         config.condition,
-        augmentation=Augmentation(**config.augmentation),
+        augmentation=augmentation,
         stain_normalize=config.stain_normalize,
         classes=state["classes"] if state else None,
     )

@@ -215,10 +215,8 @@ class PatchDataset(Dataset):
         self._pixels: np.ndarray | None = None
         self._gone: set[str] = set()  # went bad while they were needed
         self.report = say  # told of patches that go bad; must travel to worker processes
-        self._cache = (
-            self.folder
-            / f".decoded_{split or 'all'}_{self.image_size}{'' if stain_normalize == 'none' else f'_{stain_normalize}_by_slide'}.u8"
-        )
+        kind = "" if stain_normalize == "none" else f"_{stain_normalize}_but_glass"
+        self._cache = self.folder / f".decoded_{split or 'all'}_{self.image_size}{kind}.u8"
         if split == "train":
             self._say_if_resized()
             self._say_if_unlisted()

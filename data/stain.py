@@ -92,7 +92,9 @@ class StainNormalizer:
     def normalize(self, patch: np.ndarray, stain: HENormalizer) -> np.ndarray:
         """A patch (H, W, 3) uint8 whose slide has ``stain``, as if its slide had the common one. White stays white."""
         moved = (_macenko if self._method == "macenko" else _reinhard)(patch, stain, self._target)
-        return np.clip(np.round(moved), 0, 255).astype(np.uint8)
+        # Either would tint glass: the fainter the stain, the more of the patch as it is.
+        stained = np.clip(rgb_to_od(patch).mean(-1, keepdims=True) / FAINTEST - 1.0, 0.0, 1.0)
+        return np.clip(np.round(patch + stained * (moved - patch)), 0, 255).astype(np.uint8)
 
 
 def _macenko(patch: np.ndarray, own: HENormalizer, target: HENormalizer) -> np.ndarray:
@@ -111,7 +113,4 @@ def _reinhard(patch: np.ndarray, own: HENormalizer, target: HENormalizer) -> np.
     scale = target.target_stds / own.target_stds
     shift = target.target_means - own.target_means * scale
     channels = zip(lab_split(rgb2lab(patch / np.float32(255))), scale, shift, strict=True)
-    moved = 255.0 * lab2rgb(lab_merge(*(lab * np.float32(factor) + np.float32(offset) for lab, factor, offset in channels)))
-    # It moves all colours alike, and would tint glass: the fainter the stain, the more of the patch as it is.
-    stained = np.clip(rgb_to_od(patch).mean(-1, keepdims=True) / FAINTEST - 1.0, 0.0, 1.0)
-    return patch + stained * (moved - patch)
+    return 255.0 * lab2rgb(lab_merge(*(lab * np.float32(factor) + np.float32(offset) for lab, factor, offset in channels)))

@@ -176,11 +176,14 @@ def improved_config(
     """The improved model at the widths of ``preset``, painting at ``image_size``, averaged down to ``reduced_to`` if that is given.
 
     grow_from None: progressive growing starts at 64 pixels, and what is averaged down does not grow, since its windows cost no more
-    than small images. window None: the discriminator sees 128 pixels at once, or as many as images are averaged down to.
-    layer_noise None: above 64 pixels, see docs/experiments.md. Raises UserError for a window of less than half the image.
+    than small images. window None: the discriminator sees 128 pixels at once, or as many as images are averaged down to; all of
+    them where maps are normalised by their own statistics, which a window has others of than the image. layer_noise None: above 64
+    pixels, see docs/experiments.md. Raises UserError for a window of less than half the image, or of an image so normalised.
     """
     _check_size(image_size)
-    window = min(image_size, window or reduced_to or 128)
+    window = min(image_size, window or (image_size if norm == "instance" else reduced_to or 128))
+    if norm == "instance" and window < image_size:
+        raise UserError(f"--norm instance takes its statistics from whole images; leave --window {window} out")
     if 2 * window < image_size:
         raise UserError(f"window {window} is less than half of image_size {image_size}; choose {image_size // 2} or {image_size}")
     widths, width = WIDTHS[preset]

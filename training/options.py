@@ -241,7 +241,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values and combinations that cannot be meant (exit 2)."""
     if args.batch_size == 1:
         parser.error("--batch_size 1 leaves batch normalisation nothing to average; use at least 2")
-    if args.model == "dcgan" and (others := given(args, MODEL_FLAGS)):
+    if args.model == "dcgan" and (others := given(args, (*MODEL_FLAGS, "grow_images"))):
         parser.error(f"--{next(iter(others))} belongs to --model improved, which dcgan is not; leave one of the two out")
     if world_size() > 1:
         for name in ("dry_run", "preview_augmentation", "auto_batch"):
@@ -249,12 +249,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
                 parser.error(f"--{name} works in one process; start without torchrun")
     if args.rotation is not None and args.rotation > 45:
         parser.error("--rotation goes up to 45 degrees; quarter turns do the rest")
-    if args.elastic is not None and args.elastic > (args.image_size or 256) / 8:
-        parser.error("--elastic goes up to an eighth of --image_size; beyond, nothing is left of the tissue")
     if args.label_smoothing is not None and args.label_smoothing >= 0.5:
         parser.error("--label_smoothing must be below 0.5, or real and fake change sides")
-    if args.label_smoothing and args.objective not in (None, "non_saturating"):
-        parser.error(f"--label_smoothing belongs to --objective non_saturating, and {args.objective} has no targets; leave it out")
     if args.run_name and (Path(args.run_name).name != args.run_name or args.run_name.startswith(".")):
         parser.error("--run_name is one folder name, without slashes")
 

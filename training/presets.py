@@ -44,16 +44,21 @@ def training_defaults(model: str, objective: str | None) -> dict:
     return (_IMPROVED if model == "improved" else {}) | _PENALTIES.get(objective, {})
 
 
-def check_objective(model: str, objective: str | None) -> None:
-    """Raise UserError where ``model`` cannot be trained with ``objective``."""
-    if model == "dcgan" and objective == "wgan":
+def checked(model: str, config: TrainConfig, typed: dict) -> TrainConfig:
+    """The settings, or UserError where ``model`` cannot be trained with them, or a ``typed`` flag has no part in them."""
+    if model == "dcgan" and (config.objective == "wgan" or typed.get("gradient_penalty")):
         # Gulrajani et al. 2017: the penalty is on each image by itself, and batch norm makes every verdict depend on all of them.
-        raise UserError("--objective wgan needs a critic without batch norm, which dcgan's has; use --model improved for it")
+        name = "objective wgan" if config.objective == "wgan" else "gradient_penalty"
+        raise UserError(f"--{name} needs a critic without batch norm, which dcgan's has; use --model improved for it")
+    if typed.get("label_smoothing") and config.objective != "non_saturating":
+        raise UserError(
+            f"--label_smoothing belongs to --objective non_saturating, and {config.objective} has no targets; leave it out"
+        )
+    return config
 
 
 def penalties(model: str, objective: str) -> dict[str, float]:
-    """Weights of the gradient penalties that ``model`` is trained with under ``objective``; raises UserError as check_objective."""
-    check_objective(model, objective)
+    """Weights of the gradient penalties that ``model`` is trained with under ``objective``."""
     return {name: training_defaults(model, objective).get(name, 0.0) for name in ("r1", "r2", "gradient_penalty")}
 
 
@@ -73,11 +78,11 @@ def new_config(args: argparse.Namespace, augmentation: dict[str, float], labels:
     typed = options.given(args, options.RUN_FLAGS)
     model = args.model or DEFAULT_MODEL
     defaults = training_defaults(model, typed.get("objective"))
-    check_objective(model, typed.get("objective"))
     if model == "improved":
         defaults |= _learning_rates(typed)
     condition = args.condition or _condition_for(labels())
-    return TrainConfig(patches=str(args.patches), condition=condition, augmentation=augmentation, **defaults | typed)
+    config = TrainConfig(patches=str(args.patches), condition=condition, augmentation=augmentation, **defaults | typed)
+    return checked(model, config, typed)
 
 
 def _condition_for(labels: set[str]) -> str:

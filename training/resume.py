@@ -139,7 +139,8 @@ def merged_config(args: argparse.Namespace, state: dict, augmentation_defaults: 
         penalties = presets.penalties(model.model, typed["objective"])
         say(f"--objective {typed['objective']} brings its own penalties: {', '.join(f'--{n} {w:g}' for n, w in penalties.items())}")
         typed = penalties | typed
-    return replace(config, patches=str(args.patches), augmentation=config.augmentation | augmentation, **typed)
+    config = replace(config, patches=str(args.patches), augmentation=config.augmentation | augmentation, **typed)
+    return presets.checked(model.model, config, typed)
 
 
 def restore(trainer: Trainer, state: dict, folder: Path) -> None:

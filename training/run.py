@@ -338,7 +338,8 @@ class Run:
         self.log.line(
             f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * self._scoring_share():.1f}% of the time)"
         )
-        row = {"epoch": round(self.trainer.epoch, 6), "side": self.trainer.model.output_size}
+        against = "training" if self.held_out.unseen is None else "held-out"
+        row = {"epoch": round(self.trainer.epoch, 6), "side": self.trainer.model.output_size, "against": against}
         self.log.metrics(row | scores, self.trainer.images)
 
     def _begin_anew(self) -> None:
@@ -429,16 +430,15 @@ class Follower(Run):
 
 
 def next_of(batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The next batch. Raises DeadWorkerError when the process that should give it is gone.
+    """The next batch. Raises DeadWorkerError when the process that should give it is gone, not for an error in it.
 
     PyTorch says so in a RuntimeError; a batch that it had given before it died cannot be fetched from its memory any more either.
     """
     try:
         return next(batches)
-    except (ConnectionError, EOFError, FileNotFoundError) as error:
-        raise DeadWorkerError(str(error)) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (ConnectionError, EOFError, FileNotFoundError, RuntimeError) as error:
+        of_the_worker = str(error).startswith("Caught ")  # as PyTorch passes on what was raised in a worker that is alive
+        if of_the_worker or (isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error)):
             raise
         raise DeadWorkerError(str(error)) from error
 

@@ -315,7 +315,9 @@ def test_contradictions_and_missing_things_are_one_sentence(patches, finished, t
     assert "no checkpoint" in run(patches, tmp_path, "--resume", tmp_path / "x.pt", expect=1)
     assert "at least 2" in run(patches, tmp_path, "--batch_size", 1, expect=2)
     assert "--norm belongs to --model improved" in run(patches, tmp_path, "--model", "dcgan", "--norm", "instance", expect=2)
+    assert "--grow_images belongs to" in run(patches, tmp_path, "--model", "dcgan", "--grow_images", 7, expect=2)
     assert "--run_name" in run(patches, tmp_path, "--run_name", "../x", expect=2)
+    assert "bent by 8 at most" in run(patches, finished, "--resume", final, "--epochs", 9, "--elastic", 9, expect=1)
     assert not list(tmp_path.rglob("*.pt"))
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
 from data import dataset as dataset_module
@@ -236,6 +236,19 @@ def test_a_killed_data_worker_changes_nothing(tmp_path, patches):
     assert all(torch.equal(finals[0][name], finals[1][name]) for name in finals[0])
 
 
+class Faulty(Dataset):
+    """Patches that raise an error of one kind."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.kind("a bug")
+
+
 def broken(error):
     """Batches that end before the first."""
     raise error
@@ -248,6 +261,12 @@ def broken(error):
 def test_every_sign_of_a_dead_worker_is_understood(error):
     with pytest.raises(DeadWorkerError):
         next_of(broken(error))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])
+def test_an_error_in_a_living_worker_is_not_taken_for_its_death(kind):
+    with pytest.raises(kind, match="a bug"):
+        next_of(iter(DataLoader(Faulty(kind), num_workers=1)))
 
 
 def test_no_signal_of_a_dead_worker_can_tear_a_step(tmp_path, patches):

@@ -46,8 +46,19 @@ def test_larger_batches_learn_at_larger_rates(capsys):
 def test_penalties_follow_the_objective_and_dcgan_has_no_critic():
     assert presets.penalties("improved", "wgan") == {"r1": 0.0, "r2": 0.0, "gradient_penalty": 10.0}
     assert presets.penalties("improved", "non_saturating") == {"r1": 0.5, "r2": 0.0, "gradient_penalty": 0.0}
-    values = dict.fromkeys(options.RUN_FLAGS) | {"patches": "p", "condition": "none", "model": "dcgan", "objective": "wgan"}
-    with pytest.raises(UserError, match="batch norm.*--model improved"):
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"model": "dcgan", "objective": "wgan"}, "--objective wgan needs .* batch norm.*--model improved"),
+        ({"model": "dcgan", "gradient_penalty": 10.0}, "--gradient_penalty needs .* batch norm.*--model improved"),
+        ({"objective": "hinge", "label_smoothing": 0.1}, "--label_smoothing belongs to --objective non_saturating, and hinge"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(wrong, words):
+    values = dict.fromkeys(options.RUN_FLAGS) | {"patches": "p", "condition": "none", "model": "improved"} | wrong
+    with pytest.raises(UserError, match=words):
         presets.new_config(Namespace(**values), {}, set)
 
 
@@ -65,6 +76,13 @@ def test_small_images_are_painted_larger_and_the_baselines_are_not(size):
     assert improved.image_size == presets.patch_size(flags(image_size=size)) == max(128, size or 256)
     baseline = presets.model_config(flags(model="dcgan", image_size=size), 3, CPU)
     assert baseline.output_size == baseline.image_size == presets.patch_size(flags(model="dcgan", image_size=size)) == (size or 256)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_maps_are_normalised_over_whole_images(size):
+    assert presets.model_config(flags(image_size=size, norm="instance"), 3, CPU).window == 0
+    with pytest.raises(UserError, match="whole images; leave --window 64 out"):
+        presets.model_config(flags(image_size=size, norm="instance", window=64), 3, CPU)
 
 
 def test_a_checkpoints_networks_are_kept():

@@ -492,6 +492,8 @@ def test_a_resumed_run_keeps_its_settings_and_takes_the_typed_ones():
     assert resumed() == before
     changed = resumed("--flips", "0.25", "--elastic", "1.5", "--lr_g", "0.004")
     assert changed == replace(before, augmentation={"flips": 0.25, "noise": 2.0, "elastic": 1.5}, lr_g=4e-3)
+    with pytest.raises(UserError, match="--label_smoothing belongs to"):
+        resumed("--objective", "hinge", "--label_smoothing", "0.2")
 
 
 def test_another_objective_brings_its_penalties_except_for_typed_ones():
