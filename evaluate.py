@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from common import cli
-from common.labels import known
+from common.errors import UserError
+from common.labels import known, provider_in
 from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
@@ -36,7 +37,9 @@ from models.features import LITE0_WEIGHTS, Lite0
 from training import processes
 from training.compare import compare_runs
 from training.device import choose_device
-from training.sampling import load_sampler
+from training.sampling import Sampler, load_sampler
+
+WAY_OUT = "run generate.py or name the generated images' folder with --images"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,32 +78,57 @@ def parse_arguments() -> argparse.Namespace:
 def read_set(folder: Path, files: list[PatchFile], groups: list[str], size: int, condition: str, what: str) -> ImageSet:
     """Decoded images with what is known about each. groups: their slides."""
     images = read_images([folder / file.path for file in files], reader(folder), size, f"read {what}")
-    labels = [known(class_of(file, condition)) for file in files]
-    columns = ([file.path for file in files], labels, [file.data_provider for file in files], groups)
+    names = [class_of(file, condition) for file in files]
+    providers = [file.data_provider or provider_in(name) for file, name in zip(files, names, strict=True)]
+    columns = ([file.path for file in files], [known(name) for name in names], providers, groups)
     return ImageSet(images, *map(np.array, columns))
 
 
 def smallest_side(folder: Path, files: list[PatchFile]) -> int:
-    """Of all the images, by their headers, in pixels."""
-    return min(side_of(content_of(folder, file.path), folder / file.path) for file in files)
+    """Of all the images, by their headers, in pixels. Raises UserError for one that would take the detail from all the others."""
+    sides = np.array([side_of(content_of(folder, file.path), folder / file.path) for file in files])
+    least, usual = int(sides.min()), float(np.median(sides))
+    if least < usual / 2:
+        path = folder / files[int(sides.argmin())].path
+        size = f"{least} pixels wide or high, and most images have {usual:g}"
+        raise UserError(f"{path} is {size}: all are compared at the smallest size, so remove it")
+    return least
 
 
-def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made: list[PatchFile], device: torch.device) -> Sets:
+def too_small(images: ImageSet) -> list[str]:
+    """A sentence where images are too small to tell much."""
+    side = images.images.shape[1]
+    return [f"Images of {side} pixels hold too little to find copies and most faults by."] if side < SIDE else []
+
+
+def of_one_stain(made: Sampler | list[PatchFile]) -> list[str]:
+    """A sentence where the patches that a model learned from are not the ones that its images are compared with."""
+    if not isinstance(made, Sampler) or made.stain_normalize == "none":
+        return []
+    return [
+        f"The model learned from patches brought to one stain (--stain_normalize {made.stain_normalize}) and is compared with "
+        "patches as they are: distances, colours and stain variety count that as a fault."
+    ]
+
+
+def some_of(files: list[PatchFile], args: argparse.Namespace) -> list[PatchFile]:
+    """At most --max_images, drawn."""
+    return [files[index] for index in choose(len(files), args.max_images, args.seed)]
+
+
+def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made: Sampler | list[PatchFile]) -> Sets:
     """Everything at the size of the smallest image; the generated ones drawn or read."""
     train, held_out = real
-    sampler = load_sampler(args.checkpoint, device) if args.checkpoint else None
-    names = sampler.labels if sampler else {file.label for file in made}
-    condition = condition_of(names)
-    every, some, chosen = (
-        [files[index] for index in choose(len(files), args.max_images, args.seed)] for files in (train, held_out, made)
-    )
-    made_at = sampler.image_size if sampler else smallest_side(args.images, chosen)
+    drawn = isinstance(made, Sampler)
+    condition = condition_of(made.labels if drawn else {file.label for file in made})
+    every, some, chosen = some_of(train, args), some_of(held_out, args), [] if drawn else some_of(made, args)
+    made_at = made.image_size if drawn else smallest_side(args.images, chosen)
     size = min(made_at, smallest_side(args.patches, every + some))
     read, names = reader(args.patches), np.array([file.path for file in train])
     gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")
-    if sampler:
+    if drawn:
         classes = [class_of(file, condition) for file in train]
-        fake = draw_set(sampler.sample, sampler.labels, classes, args.max_images, args.seed)
+        fake = draw_set(made.sample, made.labels, classes, args.max_images, args.seed)
         fake = replace(fake, images=reduced(fake.images, size))
     else:
         fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")
@@ -123,16 +151,16 @@ def main() -> int:
     args.patches = at_hand(args.patches)
     together, device = processes.join(choose_device(args.device))
     train, held_out = real = train_and_held_out(args.patches)
-    made = list_patches(args.images, "run generate.py or name the generated images' folder with --images") if args.images else []
-    networks, notes = Networks(inception(args.weights, device)), what_flatters(train, held_out)
+    made = load_sampler(args.checkpoint, device) if args.checkpoint else list_patches(args.images, WAY_OUT)
+    networks, notes = Networks(inception(args.weights, device)), what_flatters(train, held_out) + of_one_stain(made)
     if LITE0_WEIGHTS.installed():
         network = Lite0().to(device, memory_format=torch.channels_last)
         networks = Networks(networks.standard, *lite0(network, LITE0_WEIGHTS.digest, device))
     else:
         notes.append(f"No second feature space, and no search for copies in other than quarter turns: run {INSTALL}")
     notes += [f"Left out, as asked: {', '.join(args.skip)}."] if args.skip else []
-    sets = load_sets(args, real, made, device)
-    notes += mixed_otherwise(sets.fake, sets.train)
+    sets = load_sets(args, real, made)
+    notes += mixed_otherwise(sets.fake, sets.train) + too_small(sets.fake)
     cache = args.cache if together.world == 1 else None  # in which some might find what others do not, and leave them waiting
     sections = assess(sets, networks.shared(together.run, together.world), args.seed, args.skip, cache)
     processes.leave(together)

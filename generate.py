@@ -17,6 +17,7 @@ from common import cli
 from common.errors import UserError
 from common.files import sha256
 from common.labels import known
+from common.progress import say
 from common.storage import Place, place
 from data.copies import at_hand
 from data.dataset import class_of, condition_of, list_patches, reader
@@ -130,6 +131,8 @@ def judging_patches(sampler: Sampler, folder: Place) -> ImageSet:
     """Training patches of a folder, with the model's labels and at the size of its images."""
     if not sampler.labels:
         raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
+    if sampler.stain_normalize != "none":
+        say(f"note: the model learned from patches of one stain ({sampler.stain_normalize}); --best_of judges by them as they are")
     folder, condition = at_hand(folder), condition_of(sampler.labels)
     files = [file for file in list_patches(folder) if file.split == "train"]
     if not files:

@@ -30,7 +30,7 @@ from common import cli
 from common.errors import UserError
 from common.labels import known
 from common.progress import track
-from data.dataset import list_patches, reader
+from data.dataset import class_of, condition_of, list_patches, reader
 from data.holdout import train_and_held_out, what_flatters
 from metrics.images import ImageSet, image_set, read_images
 from metrics.utility import balanced_accuracy, confusion, shared_classes
@@ -125,20 +125,21 @@ def predicted(network: nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 def read_sets(patches: Path, generated: Path, side: int) -> Sets:
-    """Images that have a label, reduced to ``side`` pixels."""
+    """Images that have a label, reduced to ``side`` pixels; the patches' are named as the generated images' folders are."""
+    made = list_patches(generated, "make some with generate.py or name yours with --generated")
+    condition = condition_of({file.label for file in made})
 
-    def read(folder, files):
-        files = [file for file in files if known(file.label)]
+    def read(folder, files, condition):
+        files = [file for file in files if known(class_of(file, condition))]
         if not files:
             raise UserError(f"no labelled images in {folder}; generate.py and extract_patches.py write one folder a label")
         images = read_images([folder / file.path for file in files], reader(folder), side, "read")
-        return image_set(images, [file.label for file in files])
+        return image_set(images, [class_of(file, condition) for file in files])
 
     train, held_out = train_and_held_out(patches)
     for note in what_flatters(train, held_out):
         print(note)
-    made = list_patches(generated, "make some with generate.py or name yours with --generated")
-    return read(patches, train), read(patches, held_out), read(generated, made)
+    return read(patches, train, condition), read(patches, held_out, condition), read(generated, made, "label")
 
 
 def accuracy(args: argparse.Namespace, way: str, seed: int, sets: Sets, classes: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,15 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, formatter_class: type = argparse.RawDescriptionHelpFormatter):
         super().__init__(description=description, formatter_class=formatter_class)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse does; a URL where a path of this machine is wanted is refused, not taken for a folder named s3:."""
+        values = super().parse_args(args, namespace)
+        for name, value in vars(values).items():
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, Path) and re.match("[a-z][a-z0-9]*:/", str(path)):
+                    self.error(f"--{name} takes a path of this machine, and {path} is of a URL; name a folder here")
+        return values
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and leave."""

@@ -71,13 +71,18 @@ def _leaving_two(sizes: np.ndarray) -> np.ndarray:
     return sizes.sum() - sizes >= 2
 
 
+def by_group(groups: np.ndarray) -> bool:
+    """Whether ``kid``'s error can come from leaving out whole groups (N,): at least two of them leave two members."""
+    return _leaving_two(np.unique(groups, return_counts=True)[1]).sum() >= 2
+
+
 class _KernelSums:
     """Sums of the kernel between different members of one set: all, by row, and inside each group; each member is its own where
     fewer than two groups can be left out.
     """
 
     def __init__(self, features: np.ndarray, groups: np.ndarray | None):
-        alone = groups is None or _leaving_two(np.unique(groups, return_counts=True)[1]).sum() < 2
+        alone = groups is None or not by_group(groups)
         self.groups = np.arange(len(features)) if alone else np.unique(groups, return_inverse=True)[1]
         rows, inside = np.empty(len(features)), np.empty(len(features))
         for part in _parts(len(features)):

@@ -11,6 +11,7 @@ from metrics.section import Finding, Section, Table, worst
 # Generated over real: held-out labels stay above both limits (docs/evaluation.md).
 SPREAD_LIMIT = 0.75
 NEAREST_LIMIT = 0.6
+TWIN_RADIUS = 0.1  # of what 90 % of real patches keep at most from the nearest other: less is the same one twice
 REPEAT_RADIUS = 0.6  # of what all but 1 % of real patches keep from the nearest other: less is the same tissue again
 REPEAT_LIMIT = 0.15  # share of images beyond that of held-out patches
 ALL = "all images"
@@ -22,14 +23,11 @@ def spread(features: np.ndarray) -> float:
     return float(distances(features, features).sum() / (count * (count - 1)))
 
 
-def nearest(features: np.ndarray) -> float:
-    """Median distance of a vector to its nearest other one."""
-    return float(np.median(kth_distances(features, 1)))
-
-
-def repeats(features: np.ndarray, real: np.ndarray) -> float:
-    """Share of (N, D) with another nearer than REPEAT_RADIUS of the 1st percentile of that distance among as many real (N, D)."""
-    return float((kth_distances(features, 1) < REPEAT_RADIUS * np.quantile(kth_distances(real, 1), 0.01)).mean())
+def apart(real: np.ndarray) -> np.ndarray:
+    """Distance of each vector of (N, D) to its nearest other one, without those that are there twice: two such pairs would let
+    generated images repeat each other as they like."""
+    nearest = kth_distances(real, 1)
+    return nearest[nearest > TWIN_RADIUS * np.quantile(nearest, 0.9)]
 
 
 def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, features: dict[str, np.ndarray], seed: int) -> Section:
@@ -53,7 +51,7 @@ def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, featu
     section.findings += _repeated(section.numbers)
     if few:
         what = "" if ALL in few else f" of {', '.join(few)}"
-        section.untested.append(f"Variety{what} was not tested: fewer than {MIN_IMAGES} images, or training patches.")
+        section.untested.append(f"Variety{what} was not tested: fewer than {MIN_IMAGES} images, or different training patches.")
     measures = ("spread", "nearest", "repeats")
     columns = ["", *measures, *(f"held-out {measure}" for measure in measures), "images"]
     section.tables.append(Table("Distances among images over those among equally many training patches", columns, rows))
@@ -72,8 +70,14 @@ def _ratios(features: np.ndarray, real: np.ndarray, seed: int) -> dict[str, floa
     if count < MIN_IMAGES:
         return None
     mine, reference = features[choose(len(features), count, seed)], real[choose(len(real), count, seed)]
-    ratios = {"spread": spread(mine) / spread(reference), "nearest": nearest(mine) / nearest(reference)}
-    return ratios | {"repeats": repeats(mine, reference)}
+    between, among = kth_distances(mine, 1), apart(reference)
+    if not len(among):
+        return None  # one patch over and over
+    return {
+        "spread": spread(mine) / spread(reference),
+        "nearest": float(np.median(between) / np.median(among)),
+        "repeats": float((between < REPEAT_RADIUS * np.quantile(among, 0.01)).mean()),
+    }
 
 
 def _cells(ratios: dict[str, float] | None) -> list[str]:

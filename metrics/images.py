@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.labels import known
+from common.labels import known, provider_in
 from common.pictures import UNDECODABLE
 from common.progress import track
 
@@ -63,7 +63,8 @@ def draw_set(
     shares = shares / shares.sum() if shares.sum() else np.full(len(shares), 1 / len(shares))
     counts = np.diff(np.round(np.cumsum([0, *shares]) * count).astype(int))
     parts = [sample(int(each), seed, label) for label, each in zip(labels, counts, strict=True) if each]
-    return image_set(np.concatenate(parts), np.repeat([known(label) for label in labels], counts))
+    drawn = image_set(np.concatenate(parts), np.repeat([known(label) for label in labels], counts))
+    return replace(drawn, providers=np.repeat([provider_in(label) for label in labels], counts))
 
 
 def mixed_otherwise(fake: ImageSet, train: ImageSet) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metrics.distances import UNBIASED_FID, coverage_metrics, fid, kid
+from metrics.distances import UNBIASED_FID, by_group, coverage_metrics, fid, kid
 from metrics.images import MIN_IMAGES, ImageSet, choose
 from metrics.section import Section, Table, number
 
@@ -29,9 +29,6 @@ class Side:
     features: np.ndarray
     groups: np.ndarray
 
-    def slides(self) -> int:
-        return len(np.unique(self.groups))
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -47,7 +44,7 @@ class Pair:
 def compare(pair: Pair, equal: int, seed: int) -> dict | None:
     """All distances of one pair of sets; None when either has fewer than MIN_IMAGES. Coverage uses ``equal`` of both sides.
 
-    one_slide: a side is of one slide alone, whose differences from others kid_se cannot know.
+    one_slide: a side is of one slide, all but an image at most, whose differences from others kid_se cannot know.
     """
     if pair.smaller() < MIN_IMAGES:
         return None
@@ -55,7 +52,7 @@ def compare(pair: Pair, equal: int, seed: int) -> dict | None:
     value, error = kid(real, fake, pair.real.groups, pair.fake.groups)
     shares = coverage_metrics(real[choose(len(real), equal, seed)], fake[choose(len(fake), equal, seed)])
     sizes = {"n_real": len(real), "n_compared": len(fake), "n_equal": equal, "fid_biased": pair.smaller() < UNBIASED_FID}
-    one_slide = min(pair.real.slides(), pair.fake.slides()) == 1
+    one_slide = not (by_group(pair.real.groups) and by_group(pair.fake.groups))
     return {"fid": fid(real, fake), "kid": value, "kid_se": error, "one_slide": one_slide, **shares, **sizes}
 
 

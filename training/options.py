@@ -167,12 +167,12 @@ def _training(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lr_g",
         type=positive_float,
-        help="learning rate of the generator; default 2e-3, up to twice that for batches from 32 on, dcgan 2e-4",
+        help="learning rate of the generator; default 2e-3, with larger batches than 8 more, twice that from 32 on; dcgan 2e-4",
     )
     group.add_argument(
         "--lr_d",
         type=positive_float,
-        help="learning rate of the discriminator; default 5e-4, up to twice that for batches from 32 on, dcgan 2e-4",
+        help="learning rate of the discriminator; default 5e-4, with larger batches than 8 more, twice that from 32 on; dcgan 2e-4",
     )
     group.add_argument("--label_smoothing", type=fraction, help="real images get the target 1 minus this; default 0, for dcgan 0.1")
     group.add_argument("--seed", type=natural, help="decides weights, order and noise; default 0")

@@ -14,7 +14,7 @@ from PIL import Image
 from common.files import write_text
 from common.html import data_uri, figure_uri, render
 from training.runlog import METRICS, duration, read_metrics
-from training.verdict import History, advise, finite, history, scored_alike, untested, warnings
+from training.verdict import History, advise, finite, history, judged_by_training, scored_alike, untested, warnings
 
 REPORT = "report.html"
 GRIDS = 24  # on the slider at most
@@ -219,11 +219,13 @@ def curves(runs: dict[str, History]) -> list[tuple[str, object]]:
             for colour, (key, label) in zip(COLOURS, names.items(), strict=False):
                 epochs, shown = thinned(run.lines, key)
                 if epochs:
-                    axes.plot(epochs, shown, dash, color=colour, linewidth=1.2, label=f"{name} {label}".strip())
+                    axes.plot(epochs, shown, dash, color=colour, linewidth=1.2, label=_legend(f"{name} {label}".strip()))
     accuracy.set_ylim(0, 1.02)
     found = [("Losses", losses), ("Accuracy of the discriminator", accuracy)]
     if any(run.kids for run in runs.values()):
-        found.append(("KID against held-out patches, with its standard error: lower is better", kid_axes(runs)))
+        of_training = any(judged_by_training(run) for run in runs.values())
+        against = "training patches, which copies have the best of" if of_training else "held-out patches"
+        found.append((f"KID against {against}, with its standard error: lower is better", kid_axes(runs)))
     return [(caption, _finished(axes)) for caption, axes in found]
 
 
@@ -234,9 +236,16 @@ def kid_axes(runs: dict[str, History]):
         points = [(row["epoch"], row["kid"], row.get("kid_se") or 0.0) for row in run.kids]
         if points:
             epochs, kids, errors = zip(*points, strict=True)
-            axes.errorbar(epochs, kids, errors, fmt=("o-", "o--")[number], color=COLOURS[number], capsize=3, label=name or None)
-    axes.set_ylim(bottom=0)
+            axes.errorbar(
+                epochs, kids, errors, fmt=("o-", "o--")[number], color=COLOURS[number], capsize=3, label=_legend(name) or None
+            )
+    axes.set_ylim(bottom=min([0.0, *(row["kid"] for run in runs.values() for row in run.kids)]))
     return axes
+
+
+def _legend(text: str) -> str:
+    """As it stands: matplotlib reads $ as the border of a formula, and leaves out what begins with an underscore."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def thinned(rows: list[dict], name: str, most: int = POINTS) -> tuple[list[float], list[float]]:

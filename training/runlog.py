@@ -33,8 +33,8 @@ def read_metrics(path: Path) -> tuple[list[dict], bool]:
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number} is damaged; move the file away and go on") from error
     return rows, bool(lines[-1])
 

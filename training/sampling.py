@@ -74,7 +74,8 @@ class Sampler:
     """The averaged generator of a checkpoint.
 
     labels: names of its classes, [] when unconditional. image_size: side in pixels. guidance: how far the improved model's labels
-    are moved apart. truncation: below 1 images are more typical and vary less. Raises UserError where there are no labels to move.
+    are moved apart. truncation: below 1 images are more typical and vary less. stain_normalize: how the patches that it learned
+    from were brought to one stain. Raises UserError where there are no labels to move.
     """
 
     def __init__(
@@ -86,12 +87,13 @@ class Sampler:
         device: torch.device,
         guidance: float = 0.0,
         truncation: float = 1.0,
+        stain_normalize: str = "none",
     ):
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.config, self.labels, self.device = config, list(labels), device
         self.image_size = config.output_size
         self._counts = list(counts)
-        self.guidance, self.truncation = guidance, truncation
+        self.guidance, self.truncation, self.stain_normalize = guidance, truncation, stain_normalize
         told_apart = [number for number, label in enumerate(self.labels) if known(label)]
         if guidance and (config.model != "improved" or len(told_apart) < 2):
             raise UserError("--guidance moves the improved model's labels apart, and this model has none to move; leave it out")
@@ -141,20 +143,37 @@ class Sampler:
         return [self.labels[min(int(np.searchsorted(edges, chance, side="right")), len(edges) - 1)] for chance in chances]
 
 
+def _unfit(path: Path, why: str) -> UserError:
+    return UserError(f"{path} does not fit its own description ({why}); use another checkpoint")
+
+
+def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], list[int]]:
+    """What images are made with, of a checkpoint of train.py."""
+    try:
+        config, weights = ModelConfig.from_dict(state["model"]), state["ema"]
+        classes, counts = list(state["classes"]), list(state["class_counts"])
+    except (KeyError, TypeError) as error:
+        raise _unfit(path, f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
+    if not len(classes) == len(counts) == config.num_classes:
+        raise _unfit(path, f"{len(classes)} classes for {config.num_classes}")
+    return config, weights, classes, counts
+
+
 def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, truncation: float = 1.0) -> Sampler:
     """Sampler of a checkpoint of train.py, or of a plain DCGAN generator state_dict. Raises UserError when it is neither."""
     state = checkpoint.load(path)
-    if checkpoint.is_plain_state_dict(state):
+    plain = checkpoint.is_plain_state_dict(state)
+    if plain:
         config, weights, _ = from_legacy(state, None)
         classes, counts = [], []
     else:
-        config, weights = ModelConfig.from_dict(state["model"]), state["ema"]
-        classes, counts = state["classes"], state["class_counts"]
+        config, weights, classes, counts = _described(path, state)
     generator = build_generator(config)
     try:
         generator.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(
-            f"{path} does not fit its own description ({str(error).splitlines()[0]}); use another checkpoint"
-        ) from error
-    return Sampler(generator, config, classes, counts, device, guidance, truncation)
+        raise _unfit(path, str(error).splitlines()[0]) from error
+    if not all(torch.isfinite(value).all() for value in (*generator.parameters(), *generator.buffers())):
+        raise UserError(f"{path} is of a run that had diverged: its weights are no numbers; use an earlier checkpoint")
+    stain = "none" if plain else state.get("config", {}).get("stain_normalize", "none")
+    return Sampler(generator, config, classes, counts, device, guidance, truncation, stain)

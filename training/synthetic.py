@@ -72,7 +72,7 @@ def write_images(
     S, S, 3). Raises UserError where ``out`` holds other images.
     """
     rows, common = _read_rows(out, origin), astuple(origin)
-    known = {path for path in rows if (out / path).exists()}
+    known = {path for path in rows if _is_there(out / path)}
     paths = {label: [f"{folder_of(label)}/{index:06d}.png" for index in range(count)] for label, count in shares.items()}
     sample = None if known.issuperset(path for names in paths.values() for path in names) else prepare()
     for label, names in paths.items():
@@ -101,13 +101,18 @@ def folder_of(label: str) -> str:
     return label or "unconditional"
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is an image: a machine that lost its power may have left an empty file."""
+    return path.exists() and path.stat().st_size > 0
+
+
 def _write_manifest(path: Path, rows: dict[str, tuple]) -> None:
     write_csv(path, COLUMNS, (rows[name] for name in sorted(rows)))
 
 
 def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:
     path = out / "manifest.csv"
-    if not path.exists():
+    if not _is_there(path):
         foreign = next(out.glob("*/*.png"), None) if out.is_dir() else None
         if foreign:
             raise UserError(f"{out} holds images without a manifest ({foreign.name}); choose another --out")

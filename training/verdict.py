@@ -195,8 +195,23 @@ def difference_error(one: dict, other: dict) -> float:
     return math.hypot(one.get(name) or 0.0, other.get(name) or 0.0)
 
 
+def judged_by_training(run: History) -> bool:
+    """Whether the newest KID is against patches that the networks were trained on."""
+    return bool(run.kids) and run.kids[-1].get("against") == "training"
+
+
 def advise(run: History) -> Advice:
     """Train on while KID falls by more than twice its error; else more data if D overfits, else another model."""
+    advice = _by_kid(run)
+    if not judged_by_training(run):
+        return advice
+    caution = (
+        "KID is against the training patches here, and cannot tell learning from copying: hold slides out (README.md, Slides)."
+    )
+    return Advice(advice.action, [*advice.reasons, caution])
+
+
+def _by_kid(run: History) -> Advice:
     kids = run.kids
     if not kids:
         return Advice(UNKNOWN, [f"No KID was recorded, and losses say nothing about quality; {HOW_TO_KID}."])
@@ -242,7 +257,7 @@ def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
         reason = f"No KID was recorded in {' and '.join(missing)}, so the runs cannot be ranked; {HOW_TO_KID}."
         return Advice(UNKNOWN, [reason, *_each(names, runs)])
     sizes = [side_of(run) for run in runs]
-    if sizes[0] != sizes[1]:
+    if all(sizes) and sizes[0] != sizes[1]:
         reason = f"The runs are of {sizes[0]} and {sizes[1]} pixels: KID of different sizes cannot be compared."
         return Advice(UNKNOWN, [reason, *_each(names, runs)])
     bests = [min(run.kids, key=lambda row: row["kid"]) for run in runs]
@@ -250,12 +265,14 @@ def compare(names: tuple[str, str], runs: tuple[History, History]) -> Advice:
         reason = "The runs were scored against different real patches, so their KIDs cannot be ranked; "
         reason += "evaluate.py --checkpoint scores both against the same."
         return Advice(UNKNOWN, [reason, *_each(names, runs)])
+    unknown = [] if scored_alike(*bests) else ["Whether both were scored against the same real patches, their logs do not say."]
     lead, error = abs(bests[0]["kid"] - bests[1]["kid"]), difference_error(*bests)
     if lead <= 2 * error:
         reason = f"Their best KIDs differ by {lead:.4f}, no more than twice the standard error ({error:.4f}): neither is ahead."
-        return Advice(_together([advise(run).action for run in runs]), [reason, *_each(names, runs)])
+        return Advice(_together([advise(run).action for run in runs]), [reason, *unknown, *_each(names, runs)])
     winner = int(bests[1]["kid"] < bests[0]["kid"])
-    return _with_winner(names, runs, winner, f"by {lead:.4f}, more than twice the standard error ({error:.4f})")
+    advice = _with_winner(names, runs, winner, f"by {lead:.4f}, more than twice the standard error ({error:.4f})")
+    return Advice(advice.action, [advice.reasons[0], *unknown, *advice.reasons[1:]])
 
 
 def _with_winner(names: tuple[str, str], runs: tuple[History, History], winner: int, lead: str) -> Advice:

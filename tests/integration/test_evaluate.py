@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 import evaluate
@@ -16,11 +17,16 @@ from data.manifest import Patch, write_manifest
 from data.panda import read_train_csv, split_by_slide
 from metrics.copies import pixel_suspicions
 from metrics.features import Extractor
-from metrics.images import reduced
+from metrics.images import image_set, reduced
 from metrics.inception import INCEPTION_WEIGHTS
 from metrics.stationarity import LIMIT, deviations, position_maps
+from models.config import ModelConfig
 from models.features import LITE0_WEIGHTS
 from tests.drawn_tissue import drawn_tissue
+from training import checkpoint
+from training.config import TrainConfig
+from training.sampling import load_sampler
+from training.trainer import Trainer
 
 SLIDES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "prostate_slides"
 
@@ -52,8 +58,6 @@ def quick_networks(monkeypatch):
     """Networks that cost nothing: mean colours of sixteen places."""
 
     def run(batch):
-        import torch
-
         return torch.nn.functional.adaptive_avg_pool2d(batch.float(), 4).flatten(1)
 
     monkeypatch.setattr(evaluate, "inception", lambda weights, device: Extractor("quick", "w", run))
@@ -161,11 +165,36 @@ def test_three_images_are_not_accused_and_not_cleared_either(folders, quick_netw
 @pytest.mark.parametrize("which", ["made", "real"])
 def test_all_is_compared_at_the_size_of_the_smallest_image(which, folders, quick_networks, monkeypatch, tmp_path):
     there = {name: shutil.copytree(folders / name, tmp_path / name) for name in ("made", "real")}
+    for path in there["real"].rglob("*.png"):
+        Image.open(path).resize((40, 40)).save(path)
     last = sorted(there[which].rglob("*.png"))[-1]
     Image.open(last).resize((24, 24)).save(last)
     few = ("--skip", "distances", "diversity", "copies", "artefacts", "grades", "utility", "--cache", tmp_path / "cache")
     assert run(monkeypatch, "--images", there["made"], "--patches", there["real"], "--out", tmp_path, *few) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["compared at"] == "24 x 24 pixels"
+
+
+@pytest.mark.parametrize("which", ["made", "real"])
+def test_one_tiny_image_does_not_blind_the_search_for_copies(which, folders, quick_networks, monkeypatch, tmp_path, capsys):
+    there = {name: shutil.copytree(folders / name, tmp_path / name) for name in ("made", "real")}
+    last = sorted(there[which].rglob("*.png"))[-1]
+    Image.open(last).resize((6, 9)).save(last)
+    arguments = ("--images", there["made"], "--patches", there["real"], "--out", tmp_path, "--cache", tmp_path / "cache")
+    assert run(monkeypatch, *arguments) == 1
+    assert f"{last.name} is 6 pixels wide or high" in capsys.readouterr().err
+
+
+def test_small_images_are_said_to_tell_little():
+    assert "16 pixels" in evaluate.too_small(image_set(drawn_tissue(2, 16)))[0]
+    assert not evaluate.too_small(image_set(drawn_tissue(2, 32)))
+
+
+@pytest.mark.parametrize(("stain", "said"), [("none", False), ("macenko", True)])
+def test_a_model_of_one_stain_is_said_to_be_compared_with_all(stain, said, tmp_path):
+    model, config = ModelConfig("dcgan", 16, 10, 0, (16, 8), (8, 16)), TrainConfig("x", "none", stain_normalize=stain)
+    checkpoint.save(tmp_path / "a.pt", Trainer(model, config, [], [], 10, torch.device("cpu")).state())
+    notes = evaluate.of_one_stain(load_sampler(tmp_path / "a.pt", torch.device("cpu")))
+    assert bool(notes) == said and all("--stain_normalize macenko" in note for note in notes)
 
 
 def test_a_checkpoint_of_larger_images_is_compared_at_the_patches_size():

@@ -121,6 +121,22 @@ def test_a_foreign_manifest_is_one_sentence(weights, tmp_path, row):
     assert (tmp_path / "manifest.csv").read_text() == before
 
 
+def test_an_empty_image_is_drawn_again(weights, tmp_path):
+    generate(weights, "--num", 3, "--label", "benign", "--out", tmp_path)
+    before = pixels(tmp_path)
+    (tmp_path / "benign" / "000001.png").write_bytes(b"")
+    generate(weights, "--num", 3, "--label", "benign", "--out", tmp_path)
+    assert all(np.array_equal(image, before[name]) for name, image in pixels(tmp_path).items())
+
+
+def test_an_empty_manifest_makes_no_foreign_image_ours(weights, tmp_path):
+    (tmp_path / "benign").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "benign" / "000000.png")
+    (tmp_path / "manifest.csv").touch()
+    assert "without a manifest" in generate(weights, "--num", 5, "--out", tmp_path, expect=1)
+    assert Image.open(tmp_path / "benign" / "000000.png").size == (8, 8)
+
+
 def test_foreign_images_are_left_alone(weights, tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "mine" / "a.png")
@@ -142,4 +158,5 @@ def test_mistakes_are_one_sentence(weights, tmp_path):
     assert ".png or .jpg" in generate(weights, "--grid", tmp_path / "grid", expect=2)
     assert ".gif or .mp4" in generate(weights, "--interpolate", tmp_path / "x.avi", expect=2)
     assert "--best_of" in generate(weights, "--grid", tmp_path / "x.png", "--best_of", 2, expect=2)
+    assert "--out takes a path of this machine" in generate(weights, "--num", 1, "--out", "s3://bucket/x", expect=2)
     assert "no checkpoint" in generate(tmp_path / "none.pt", "--num", 1, expect=1)

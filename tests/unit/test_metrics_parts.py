@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from common.labels import known
 from metrics.diversity import diversity_section
 from metrics.images import choose, draw_set, image_set, read_images, side_of
 from metrics.quality import FeatureSets, Pair, Side, compare, quality_section
@@ -61,6 +62,24 @@ def test_images_that_come_again_are_named_before_they_are_half_of_a_label(share,
     section = variety(features)
     assert [finding.text for finding in section.findings] == ["repetition: many images come again, nearly alike (of gleason3)"]
     assert section.numbers["gleason3"]["generated"]["repeats"] == pytest.approx(2 * count / 60)
+
+
+@pytest.mark.parametrize("twins", [0, 1, 2, 3, 20])
+def test_real_patches_that_are_there_twice_allow_no_repetition(twins):
+    real, made = labelled(1).features.copy(), labelled(2).features.copy()
+    real[60 : 60 + twins] = real[60 + twins : 60 + 2 * twins]
+    made[60:72] = made[72:84]
+    parts = {"train": real, "held_out": labelled(0).features, "fake": made}
+    section = diversity_section(*(as_images(labelled(seed)) for seed in range(3)), parts, 0)
+    assert section.numbers["gleason3"]["generated"]["repeats"] == pytest.approx(24 / 60)
+
+
+def test_one_real_patch_over_and_over_is_no_measure():
+    real = labelled(1).features.copy()
+    real[60:120] = real[60]
+    parts = {"train": real, "held_out": real, "fake": labelled(2).features}
+    section = diversity_section(*(as_images(labelled(seed)) for seed in range(3)), parts, 0)
+    assert "gleason3" not in section.numbers and "Variety of gleason3 was not tested" in section.untested[0]
 
 
 def test_repeats_that_held_out_patches_have_too_are_none():
@@ -214,6 +233,8 @@ def test_too_few_images_are_not_compared():
     assert compare(Pair(Side(part.features[:5], part.groups[:5]), whole), 5, 0) is None
     one_slide = compare(Pair(Side(labelled(1).features, np.array(["s"] * 180)), whole), 180, 0)
     assert one_slide["kid_se"] > 0 and one_slide["fid_biased"] and one_slide["one_slide"]
+    nearly = compare(Pair(Side(labelled(1).features, np.array(["s"] * 179 + ["t"])), whole), 180, 0)
+    assert nearly["one_slide"] and not compare(Pair(whole, whole), 180, 0)["one_slide"]
 
 
 def test_a_table_of_too_few_images_names_no_number_of_them():
@@ -265,6 +286,18 @@ def test_drawn_labels_keep_the_real_proportions():
     assert dict(zip(*np.unique(drawn.labels, return_counts=True), strict=True)) == {"": 2, "benign": 12, "gleason3": 6}
     assert (drawn.images[drawn.labels == "gleason3"] == 8).all()
     assert len(draw_set(lambda count, seed: np.zeros((count, 4, 4, 3), np.uint8), [], [], 5, 0)) == 5
+
+
+def test_drawn_images_without_a_label_keep_their_hospital():
+    names = ["gleason4-radboud", "unlabelled-karolinska"]
+    drawn = draw_set(lambda count, seed, label: np.zeros((count, 4, 4, 3), np.uint8), names, names, 20, 0)
+    assert drawn.labels.tolist() == ["gleason4-radboud"] * 10 + [""] * 10
+    assert drawn.providers.tolist() == ["radboud"] * 10 + ["karolinska"] * 10
+
+
+@pytest.mark.parametrize(("name", "label"), [("gleason3", "gleason3"), ("unlabelled-radboud", ""), ("unconditional", "")])
+def test_names_that_say_no_label(name, label):
+    assert known(name) == label
 
 
 def test_choose_draws_without_replacement():

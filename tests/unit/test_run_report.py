@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.html import figure_uri
 from models.config import dcgan_config
 from tests.scripts import run_script
 from training import verdict
 from training.compare import column, distinct_names, side_text
 from training.config import TrainConfig
-from training.report import GRID_BYTES, GRIDS, Facts, evenly, picture, sample_grids, thinned, write_run_report
+from training.report import GRID_BYTES, GRIDS, Facts, curves, evenly, picture, sample_grids, thinned, write_run_report
 from training.run import Habits, HeldOut, Run
 from training.runlog import RunLog
 from training.signals import SignalRequests
@@ -171,7 +172,8 @@ def test_runs_scored_against_different_patches_are_not_ranked():
     )
     other = compare(("A", "B"), (good, drawn(0.6, 0.6, 0.6, 0.6, scored_on="b")))
     assert other.action == verdict.UNKNOWN and "different real patches" in other.reasons[0]
-    old = compare(("A", "B"), (good, run_of(0.6, 0.6, 0.6, 0.6))).reasons[0]
+    old, said = compare(("A", "B"), (good, run_of(0.6, 0.6, 0.6, 0.6))).reasons[:2]
+    assert "their logs do not say" in said and "their logs do not say" not in first
     assert "the standard error (0.0141)" in old  # of both sides, since the older log does not say by which patches
 
 
@@ -243,6 +245,22 @@ def test_evaluations_against_other_patches_are_marked(tmp_path):
     write_run_report(write_run(tmp_path / "run", [*run.lines, *run.scores]), FACTS)
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("(other held-out patches)") == 1 and "<td>5 (other held-out patches)</td><td>0.5000 (0.0100)</td>" in page
+
+
+@pytest.mark.parametrize("against", ["training", "held-out"])
+def test_it_says_what_kid_is_against(against, tmp_path):
+    run = run_of(*FALLING)
+    rows = [row | {"against": against} for row in run.scores]
+    write_run_report(write_run(tmp_path / "run", [*run.lines, *rows]), FACTS)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"KID against {against} patches" in page and ("cannot tell learning from copying" in page) == (against == "training")
+
+
+@pytest.mark.parametrize("name", ["a$\\frac$", "_u"])
+def test_a_run_may_have_any_name(name):
+    for _, figure in curves({name: run_of(*FALLING), "b": run_of(*FALLING)}):
+        assert figure_uri(figure)
+        assert any(name in text.get_text().replace("\\$", "$") for text in figure.axes[0].get_legend().get_texts())
 
 
 def test_what_a_few_lines_cannot_tell_is_not_called_right(tmp_path):

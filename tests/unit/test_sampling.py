@@ -8,7 +8,10 @@ from common.errors import UserError
 from common.pictures import to_uint8
 from models import build
 from models.config import STYLE_DIM, ModelConfig, improved_config
-from training.sampling import Sampler, closed_walk
+from training import checkpoint
+from training.config import TrainConfig
+from training.sampling import Sampler, closed_walk, load_sampler
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -114,6 +117,35 @@ def test_a_walk_of_the_improved_model_does_not_shake():
     walk = Sampler(build(config)[0], config, [], [], CPU).walk("", seed=3, stops=3, frames=4)
     assert len(walk) == 12 and torch.equal(walk[:, -2:], walk[:1, -2:].expand(12, 2))
     assert all(not torch.equal(a, b) for a, b in zip(walk[:-1], walk[1:], strict=True))
+
+
+def sampler_state():
+    model = ModelConfig("dcgan", 16, 10, 3, (16, 8), (8, 16))
+    return Trainer(model, TrainConfig("x", "label"), ["benign", "gleason3", "gleason4"], [7, 2, 1], 10, CPU).state()
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "classes", "class_counts"])
+def test_a_checkpoint_that_lacks_something_is_one_sentence(name, tmp_path):
+    state = sampler_state()
+    del state[name]
+    checkpoint.save(tmp_path / "a.pt", state)
+    with pytest.raises(UserError, match=f"does not fit its own description .'{name}' is missing"):
+        load_sampler(tmp_path / "a.pt", CPU)
+
+
+@pytest.mark.parametrize("changes", [{"classes": ["benign"]}, {"class_counts": [1] * 4}])
+def test_classes_that_the_network_does_not_have_are_refused(changes, tmp_path):
+    checkpoint.save(tmp_path / "a.pt", sampler_state() | changes)
+    with pytest.raises(UserError, match="does not fit its own description"):
+        load_sampler(tmp_path / "a.pt", CPU)
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    state = sampler_state()
+    state["ema"]["main.0.weight"][0, 0] = float("nan")
+    checkpoint.save(tmp_path / "a.pt", state)
+    with pytest.raises(UserError, match="had diverged"):
+        load_sampler(tmp_path / "a.pt", CPU)
 
 
 def test_to_uint8_covers_the_range():
