@@ -85,7 +85,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     model.add_argument(
         "--condition",
         choices=("none", "label", "isup", "label+provider", "isup+provider"),
-        help="what the images depend on; default label where there are labels; with +provider the hospital too",
+        help="what the images depend on; default label where there are two or more, else none; with +provider the hospital too",
     )
     _improved(parser.add_argument_group("the improved model"))
     _training(parser.add_argument_group("training"))

@@ -5,6 +5,7 @@ The folder is OUT/LABEL/000042.png and one manifest. It can be extended, and is 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,24 +113,20 @@ def _write_manifest(path: Path, rows: dict[str, tuple]) -> None:
 
 def _read_rows(out: Path, origin: Origin) -> dict[str, tuple]:
     path = out / "manifest.csv"
-    if not _is_there(path):
-        foreign = next(out.glob("*/*.png"), None) if out.is_dir() else None
-        if foreign:
-            raise UserError(f"{out} holds images without a manifest ({foreign.name}); choose another --out")
-        return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        try:
-            rows = [
-                {"best_of": "1", "guidance": "0.0", "judge": ""} | row for row in csv.DictReader(file)
-            ]  # columns that older manifests lack
-            ours = all(origin.same(row) for row in rows)
-            result = {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise UserError(f"{path} is damaged or another program's ({error}); choose another --out") from error
-    if not ours:
-        what = "another checkpoint, seed, truncation, guidance or --best_of, or were chosen by other patches"
-        raise UserError(f"{out} holds images that are of {what}; choose another --out")
-    return result
+    older = {"best_of": "1", "guidance": "0.0", "judge": ""}  # columns that older manifests lack
+    try:
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", newline="") as file:
+            rows = [older | row for row in csv.DictReader(file)]
+            if not all(origin.same(row) for row in rows):
+                what = "another checkpoint, seed, truncation, guidance or --best_of, or were chosen by other patches"
+                raise UserError(f"{out} holds images that are of {what}; choose another --out")
+            if rows:
+                return {row["path"]: tuple(row[name] for name in COLUMNS) for row in rows}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged or another program's ({error}); choose another --out") from error
+    if foreign := next(out.glob("*/*.png"), None):
+        raise UserError(f"{out} holds images without a manifest ({foreign.name}); choose another --out")
+    return {}
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:

@@ -129,10 +129,11 @@ def test_an_empty_image_is_drawn_again(weights, tmp_path):
     assert all(np.array_equal(image, before[name]) for name, image in pixels(tmp_path).items())
 
 
-def test_an_empty_manifest_makes_no_foreign_image_ours(weights, tmp_path):
+@pytest.mark.parametrize("content", ["", "path,label,index,seed,truncation,checkpoint,checkpoint_sha256,best_of,guidance,judge\n"])
+def test_a_manifest_without_rows_makes_no_foreign_image_ours(content, weights, tmp_path):
     (tmp_path / "benign").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "benign" / "000000.png")
-    (tmp_path / "manifest.csv").touch()
+    (tmp_path / "manifest.csv").write_text(content)
     assert "without a manifest" in generate(weights, "--num", 5, "--out", tmp_path, expect=1)
     assert Image.open(tmp_path / "benign" / "000000.png").size == (8, 8)
 
