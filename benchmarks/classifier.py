@@ -130,11 +130,11 @@ def read_sets(patches: Path, generated: Path, side: int) -> Sets:
     condition = condition_of({file.label for file in made})
 
     def read(folder, files, condition):
-        files = [file for file in files if known(class_of(file, condition))]
-        if not files:
+        labels = {file.path: label for file in files if (label := known(class_of(file, condition)))}
+        if not labels:
             raise UserError(f"no labelled images in {folder}; generate.py and extract_patches.py write one folder a label")
-        images = read_images([folder / file.path for file in files], reader(folder), side, "read")
-        return image_set(images, [class_of(file, condition) for file in files])
+        images = read_images([folder / path for path in labels], reader(folder), side, "read")
+        return image_set(images, list(labels.values()))
 
     train, held_out = train_and_held_out(patches)
     for note in what_flatters(train, held_out):

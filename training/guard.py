@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -50,9 +50,9 @@ def save_patiently(path: Path, state: dict, keep: int, say: Callable[[str], None
     )
 
 
-def check_finite(state: dict) -> None:
-    """Raise DivergedError when a weight of a network in ``state`` is NaN or infinite, so that it never becomes a checkpoint."""
-    for network in ("generator", "discriminator", "ema"):
+def check_finite(state: dict, networks: Iterable[str] = ("generator", "discriminator", "ema")) -> None:
+    """Raise DivergedError when a weight of one of ``networks`` in ``state`` is NaN or infinite, so that nothing rests on it."""
+    for network in networks:
         for name, value in state[network].items():
             if torch.is_tensor(value) and value.is_floating_point() and not torch.isfinite(value).all():
                 raise DivergedError(f"{network} {name} holds NaN or infinity")

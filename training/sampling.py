@@ -19,6 +19,7 @@ from models.config import ModelConfig
 from models.dcgan import from_legacy
 from models.ema import calibrate_batch_norm
 from training import checkpoint
+from training.guard import DivergedError, check_finite
 
 # Images pass the network in groups of this size, always full: the arithmetic of a convolution may depend on the size of its batch
 # in the last bit, and image k must not depend on how many others were asked for.
@@ -147,8 +148,8 @@ def _unfit(path: Path, why: str) -> UserError:
     return UserError(f"{path} does not fit its own description ({why}); use another checkpoint")
 
 
-def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], list[int]]:
-    """What images are made with, of a checkpoint of train.py."""
+def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], list[int], str]:
+    """Of a checkpoint of train.py: the networks, weights, classes, the patches of each class, and how stains were normalised."""
     try:
         config, weights = ModelConfig.from_dict(state["model"]), state["ema"]
         classes, counts = list(state["classes"]), list(state["class_counts"])
@@ -156,24 +157,24 @@ def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], l
         raise _unfit(path, f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
     if not len(classes) == len(counts) == config.num_classes:
         raise _unfit(path, f"{len(classes)} classes for {config.num_classes}")
-    return config, weights, classes, counts
+    return config, weights, classes, counts, state.get("config", {}).get("stain_normalize", "none")
 
 
 def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, truncation: float = 1.0) -> Sampler:
     """Sampler of a checkpoint of train.py, or of a plain DCGAN generator state_dict. Raises UserError when it is neither."""
     state = checkpoint.load(path)
-    plain = checkpoint.is_plain_state_dict(state)
-    if plain:
+    if checkpoint.is_plain_state_dict(state):
         config, weights, _ = from_legacy(state, None)
-        classes, counts = [], []
+        classes, counts, stain = [], [], "none"
     else:
-        config, weights, classes, counts = _described(path, state)
+        config, weights, classes, counts, stain = _described(path, state)
     generator = build_generator(config)
     try:
         generator.load_state_dict(weights)
     except RuntimeError as error:
         raise _unfit(path, str(error).splitlines()[0]) from error
-    if not all(torch.isfinite(value).all() for value in (*generator.parameters(), *generator.buffers())):
-        raise UserError(f"{path} is of a run that had diverged: its weights are no numbers; use an earlier checkpoint")
-    stain = "none" if plain else state.get("config", {}).get("stain_normalize", "none")
+    try:
+        check_finite({"ema": weights}, ["ema"])
+    except DivergedError as error:
+        raise UserError(f"{path} is of a run that had diverged: {error}; use an earlier checkpoint") from error
     return Sampler(generator, config, classes, counts, device, guidance, truncation, stain)
