@@ -157,7 +157,7 @@ def score_cells(row: dict, newest: dict) -> list[str]:
     kid = f"{row['kid']:.4f}" if finite(row.get("kid")) else "–"
     error = f" ({row['kid_se']:.4f})" if finite(row.get("kid_se")) else ""
     shares = [f"{row[name]:.2f}" if finite(row.get(name)) else "–" for name in ("precision", "recall")]
-    others = " (other held-out patches)" if scored_alike(row, newest) is False else ""
+    others = " (other real patches)" if scored_alike(row, newest) is False else ""
     return [f"{row['epoch']:.0f}{others}", kid + error, *shares]
 
 
@@ -223,10 +223,20 @@ def curves(runs: dict[str, History]) -> list[tuple[str, object]]:
     accuracy.set_ylim(0, 1.02)
     found = [("Losses", losses), ("Accuracy of the discriminator", accuracy)]
     if any(run.kids for run in runs.values()):
-        of_training = any(judged_by_training(run) for run in runs.values())
-        against = "training patches, which copies have the best of" if of_training else "held-out patches"
-        found.append((f"KID against {against}, with its standard error: lower is better", kid_axes(runs)))
+        found.append((f"KID against {_judged_by(runs)}, with its standard error: lower is better", kid_axes(runs)))
     return [(caption, _finished(axes)) for caption, axes in found]
+
+
+def _judged_by(runs: dict[str, History]) -> str:
+    """What real patches the newest KIDs are against, in words: by run where the runs differ."""
+    words = {
+        name: "training patches, which copies have the best of" if judged_by_training(run) else "held-out patches"
+        for name, run in runs.items()
+        if run.kids
+    }
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return "; ".join(f"{text} ({name})" for name, text in words.items())
 
 
 def kid_axes(runs: dict[str, History]):

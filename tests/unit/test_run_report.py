@@ -244,7 +244,7 @@ def test_evaluations_against_other_patches_are_marked(tmp_path):
     run.scores[0]["scored_on"] = "before"
     write_run_report(write_run(tmp_path / "run", [*run.lines, *run.scores]), FACTS)
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("(other held-out patches)") == 1 and "<td>5 (other held-out patches)</td><td>0.5000 (0.0100)</td>" in page
+    assert page.count("(other real patches)") == 1 and "<td>5 (other real patches)</td><td>0.5000 (0.0100)</td>" in page
 
 
 @pytest.mark.parametrize("against", ["training", "held-out"])
@@ -254,6 +254,13 @@ def test_it_says_what_kid_is_against(against, tmp_path):
     write_run_report(write_run(tmp_path / "run", [*run.lines, *rows]), FACTS)
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"KID against {against} patches" in page and ("cannot tell learning from copying" in page) == (against == "training")
+
+
+def test_runs_that_are_judged_by_unlike_patches_are_told_apart():
+    one, other = drawn(*FALLING), drawn(*FALLING)
+    one.scores[-1]["against"] = "training"
+    caption = curves({"a": one, "b": other})[-1][0]
+    assert "training patches, which copies have the best of (a); held-out patches (b)" in caption
 
 
 @pytest.mark.parametrize("name", ["a$\\frac$", "_u"])
