@@ -17,7 +17,7 @@ from torch.nn import functional as F
 KINDS = ("translation", "color", "stain", "elastic", "noise")
 MOST = 0.6  # largest probability of each kind: above it samples begin to carry the augmentation
 TARGET = 0.8  # share of real images judged real above which D learns by heart, ADA's 0.6 for the mean sign
-TARGET_PAIRS = 0.93  # share of pairs put in order by a D that judges TARGET of the real ones real: measured, docs/experiments_labels.md
+TARGET_PAIRS = 0.93  # share of pairs put in order by a D that judges TARGET of real ones real, docs/experiments_labels.md
 ADAPT_IMAGES = 100_000.0  # images from probability 0 to 1
 
 # Optical densities of haematoxylin, eosin and the rest by channel (Ruifrok and Johnston 2001), rows of length 1.
