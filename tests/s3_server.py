@@ -36,7 +36,7 @@ class S3Server:
         thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         thread.start()
         try:
-            requests.put(f"{self.url}/{BUCKET}", timeout=10)
+            requests.put(f"{self.url}/{BUCKET}", timeout=60)  # the first one imports moto's S3, long on a busy machine
             yield self
         finally:
             self._server.shutdown()

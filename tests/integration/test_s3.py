@@ -402,6 +402,7 @@ def forget_connections():
 
 def test_a_bucket_that_is_not_there(there, tmp_path, monkeypatch):
     monkeypatch.setattr(copies, "HOME", tmp_path / "copies")
+    monkeypatch.chdir(tmp_path)  # train.py writes its error to logs/train.log
     nowhere = Remote("s3://no-such-bucket/patches")
     assert "no slides in s3://no-such-bucket/patches" in sentence("extract_patches", "--data_dir", nowhere)
     said = sentence("extract_patches", *command(there, "--output_dir", nowhere)[2:])
