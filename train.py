@@ -150,9 +150,11 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
             return None
         held_out = dataset
         say("note: too few held-out patches to score by; scores during training are against the training patches")
+    side, unseen = trainer.model.output_size, held_out is not dataset
     images, labels = held_out.drawn(COUNT, 0)  # the same ones for every --seed, so that runs can be compared
-    watch = Watch(to_uint8(reduced(images, trainer.model.output_size)), trainer.config.seed, str(trainer.device))
-    return HeldOut((images, labels) if held_out is not dataset else None, dataset.drawn, watch)
+    trained_on = (lambda: to_uint8(reduced(dataset.drawn(COUNT, 0)[0], side))) if unseen else None
+    watch = Watch(to_uint8(reduced(images, side)), trainer.config.seed, str(trainer.device), trained_on=trained_on)
+    return HeldOut((images, labels) if unseen else None, dataset.drawn, watch)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,27 @@ class Watch:
     The network is loaded and the real patches are measured at the first call, so that a start does not wait for it.
     """
 
-    def __init__(self, real: np.ndarray, seed: int, device: str, cache: Path | None = None):
+    def __init__(
+        self,
+        real: np.ndarray,
+        seed: int,
+        device: str,
+        cache: Path | None = None,
+        trained_on: Callable[[], np.ndarray] | None = None,
+    ):
+        """trained_on: gives real patches that the networks learn from, where ``real`` are others: what can be reached."""
         self.real, self.seed, self.device, self.cache = real, seed, device, cache
+        self._trained_on = trained_on
         self._extractor: Extractor | None = None
         self._features, self._digest = np.empty(0), ""
+        self._reachable: dict[str, float] = {}
 
     def __call__(self, sample: Callable[[int, int], np.ndarray]) -> dict[str, float | str]:
         """Scores of ``sample(count, seed)``, uint8 images (count, H, W, 3); {} where the weights are not installed.
 
         kid, kid_se: with the standard error of both sides. kid_se_drawn: that of the generated side alone, which is all there is
-        between two scores against the same patches. precision, recall: of as many on both sides. scored_on: digest of the patches
+        between two scores against the same patches. kid_real: that of patches that were trained on, in place of the images; where
+        there are such. precision, recall: of as many on both sides. scored_on: digest of the patches
         and of the network that measured them; only scores that have it in common can be ranked.
         """
         if self._extractor is None:
@@ -42,10 +53,13 @@ class Watch:
                 return {}
             self._features = extract(self.real, self._extractor, "measuring real patches", self.cache)
             self._digest = self._extractor.key(self.real)[:16]
+            if self._trained_on is not None:
+                features = extract(self._trained_on(), self._extractor, "measuring training patches", self.cache)
+                self._reachable = {"kid_real": kid_by_side(self._features, features)[0]}
         fake = extract(sample(COUNT, self.seed), self._extractor, "scoring samples")
         value, *errors = kid_by_side(self._features, fake)
         equal = min(len(self._features), len(fake))
         # The first ones, not a draw: every epoch is compared with the same real images.
         shares = coverage_metrics(self._features[:equal], fake[:equal])
-        scores = {"kid": value, "kid_se": float(np.hypot(*errors)), "kid_se_drawn": errors[1]}
+        scores = {"kid": value, "kid_se": float(np.hypot(*errors)), "kid_se_drawn": errors[1]} | self._reachable
         return scores | {name: shares[name] for name in ("precision", "recall")} | {"scored_on": self._digest}

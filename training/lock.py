@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UserError
+from common.progress import say
+
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # by another process; any other error: there are no locks to be had
 
 
 def lock_folder(folder: Path) -> TextIO:
@@ -21,6 +25,9 @@ def lock_folder(folder: Path) -> TextIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in HELD:
+            say(f"note: the file system of {folder} has no locks ({error}); do not start a second run there")
+            return file
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()

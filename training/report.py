@@ -45,8 +45,14 @@ _TEMPLATE = """{% extends "page.html" %}
 {% for warning in warnings %}<p class="bad">{{ warning }}</p>{% endfor %}
 {% if untested %}<p class="soft">{{ untested }}</p>
 {% elif not warnings %}<p class="good">Nothing in the numbers looks wrong.</p>{% endif %}
-<p>What to do next, by the numbers: <b>{{ advice.action }}</b>. {{ advice.reasons|join(" ") }}</p>
-<p class="soft">As of {{ written }}; this page is written anew with every sample picture: reload it.</p>
+<p>What to do next, by the numbers: <b>{{ advice.action }}</b>. {{ advice.reasons|reject("in", warnings)|join(" ") }}</p>
+<p class="soft">As of {{ written }}<span id="ago"></span>; this page is written anew with every sample picture: reload it.
+{% if running %}Where that is long ago, look at the end of train.log whether the run still goes on.{% endif %}</p>
+<script>
+const minutes = Math.round((Date.now() / 1000 - {{ written_s }}) / 60);
+if (minutes > 1) document.getElementById("ago").textContent =
+  minutes < 120 ? `, ${minutes} minutes ago` : `, ${Math.round(minutes / 60)} hours ago`;
+</script>
 </section>
 <section><h2>Samples</h2>
 {% if grids %}
@@ -91,7 +97,8 @@ document.querySelector(".control").hidden = figures.length < 2;
 class Facts:
     """What metrics.jsonl does not hold. state: running, done, or why it stopped. images, images_total: seen and planned.
 
-    epoch, epochs: seen and planned. settings: name -> value, the configuration and the device.
+    epoch, epochs: seen and planned. settings: name -> value, the configuration and the device. growing: whether steps will take
+    longer than now.
     """
 
     state: str
@@ -100,6 +107,7 @@ class Facts:
     epoch: float
     epochs: int
     settings: dict
+    growing: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ def write_run_report(log_folder: Path, facts: Facts) -> None:
         untested=untested(run),
         advice=advise(run),
         written=time.strftime("%Y-%m-%d %H:%M"),
+        written_s=round(time.time()),
+        running=facts.state == "Running",
         grids=sample_grids(log_folder),
         real=real_patches(log_folder),
         curves=[(caption, figure_uri(figure)) for caption, figure in curves({"": run})] if run.lines else [],
@@ -140,8 +150,8 @@ def status(run: History, facts: Facts) -> str:
     last = run.lines[-1] if run.lines else {}
     if finite(last.get("img_s")):
         text += f", {last['img_s']:.1f} images/s"
-    if facts.state == "Running" and finite(last.get("img_s")) and last["img_s"] > 0:
-        text += f", about {duration((facts.images_total - facts.images) / last['img_s'])} left"
+    if facts.state == "Running" and finite(last.get("left_s")):
+        text += f", {'over' if facts.growing else 'about'} {duration(last['left_s'])} left"
     return text + "."
 
 
@@ -249,6 +259,9 @@ def kid_axes(runs: dict[str, History]):
             axes.errorbar(
                 epochs, kids, errors, fmt=("o-", "o--")[number], color=COLOURS[number], capsize=3, label=_legend(name) or None
             )
+    reachable = [row["kid_real"] for run in runs.values() for row in run.kids[-1:] if finite(row.get("kid_real"))]
+    for level in sorted(set(reachable)):
+        axes.axhline(level, color=INK, linewidth=1, linestyle=":", label="real training patches")
     axes.set_ylim(bottom=min([0.0, *(row["kid"] for run in runs.values() for row in run.kids)]))
     return axes
 

@@ -7,6 +7,7 @@ import gc
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from training.trainer import Trainer
 
 SECONDS_BETWEEN_LINES = 20.0
 SECONDS_BETWEEN_SAVES = 900.0
+LINES_OF_PACE = 30  # log lines that the time left is estimated by: ten minutes
 REPORT_SHARE = 0.01  # of the time, at most: short runs write fewer reports
 MAX_WORKER_DEATHS = 10
 # Patches that D judges for a line, held-out and training ones each: fewest, most, and one for so many images of the interval, since
@@ -123,6 +125,8 @@ class Run:
         self.held_out = held_out
         self._start, self._scoring, self._reporting = time.monotonic(), 0.0, 0.0
         self.meter = Meter(trainer.device)
+        self._pace: deque[tuple[float, int, int]] = deque(maxlen=LINES_OF_PACE)  # (seconds, images, resolution) of the last lines
+        self._begin_pace()
         self._last_save = time.monotonic()
         self._slowed, self._deaths = False, 0
 
@@ -136,6 +140,14 @@ class Run:
             self.trainer.processes.same_as_first(network)
         self._keep_other_latest()
         self._save_latest()  # a full or unwritable disk shows now and not in the night, and there is a state to go back to
+        try:
+            return self._through_trouble(batches_from_here)
+        except Exception as error:
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            self.write_report(f"Stopped by an error ({words[0]})")
+            raise
+
+    def _through_trouble(self, batches_from_here: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> int | None:
         while True:
             try:
                 return self._to_the_end(batches_from_here())
@@ -164,7 +176,6 @@ class Run:
         with suppress(DivergedError):
             self.write_line()  # the numbers that are none, for the log and the report
         if self._slowed:
-            self.write_report("Stopped, the numbers are not finite")
             raise UserError(
                 f"{problem}, at {reached} images and again after going back once with half the learning rates (now lr_g "
                 f"{config.lr_g:g}, lr_d {config.lr_d:g}); see the losses in {self.log.folder / REPORT}, then go on with --resume "
@@ -225,12 +236,14 @@ class Run:
 
     def loop(self, batches: Iterable[tuple[Tensor, Tensor]]) -> int | None:
         """The steps alone, with what belongs between them."""
-        trainer, batches = self.trainer, iter(batches)
+        trainer, at_hand = self.trainer, getattr(batches, "on_device", False)
+        batches = iter(batches)
+        self._begin_pace()
         only_when_waiting()
         while trainer.images < trainer.images_total:
             asked = time.monotonic()
             real, labels = next_of(batches)
-            waited = time.monotonic() - asked
+            waited = 0.0 if at_hand else time.monotonic() - asked
             epochs_before, images_before = int(trainer.epoch), trainer.images
             statistics = trainer.train_on(real, labels)
             self.meter.add(statistics, trainer.images - images_before, waited)
@@ -271,7 +284,7 @@ class Run:
         if self.meter.images == 0:
             return
         trainer, means = self.trainer, self.meter.read()
-        left = max(0, trainer.images_total - trainer.images) / max(means["img_s"], 1e-9)
+        left = max(0, trainer.images_total - trainer.images) / max(self._images_per_second(), 1e-9)
         row = {"epoch": trainer.epoch, "res": trainer.resolution, "side": trainer.model.output_size} | means
         row |= self._judged() | {"augment": trainer.strength if trainer.config.adaptive else 0.0}
         row |= {"mem_mb": peak_memory_mb(trainer.device), "left_s": left}
@@ -280,6 +293,19 @@ class Run:
         self.meter.clear()
         if not np.isfinite(means["loss_d"] + means["loss_g"]):
             raise DivergedError(f"a loss is not finite (loss_d {means['loss_d']:g}, loss_g {means['loss_g']:g})")
+
+    def _begin_pace(self) -> None:
+        self._pace.clear()
+        self._pace.append((time.monotonic(), self.trainer.images, self.trainer.resolution))
+
+    def _images_per_second(self) -> float:
+        """Over the last lines at this resolution, by the clock on the wall: with scores, pictures, and what held the machine up."""
+        now = (time.monotonic(), self.trainer.images, self.trainer.resolution)
+        while len(self._pace) > 1 and self._pace[0][2] != now[2]:
+            self._pace.popleft()
+        start, images, _ = self._pace[0]
+        self._pace.append(now)
+        return (now[1] - images) / max(now[0] - start, 1e-9)
 
     def _judged(self) -> dict[str, float]:
         """Share of some held-out patches, others each time, that D takes for real, and of as many training patches.
@@ -300,13 +326,16 @@ class Run:
 
     def _as_text(self, row: dict[str, float]) -> str:
         numbers = " ".join(f"{name} {row[name]:.3f}" for name in (*STATISTICS, "acc_held_out", "acc_trained") if name in row)
-        # Steps take longer until what is seen at once has its full size; nobody knows yet how much.
-        growing = row["res"] < self.trainer.model.seen
         return (
             f"epoch {row['epoch']:.2f}/{self.trainer.config.epochs} images {self.trainer.images} res {row['res']} {numbers} "
             f"augment {row['augment']:.2f} img/s {row['img_s']:.1f} wait {100 * row['wait']:.1f}% mem {row['mem_mb']}MB "
-            f"left {'over ' * growing}{duration(row['left_s'])}"
+            f"left {'over ' * self._growing}{duration(row['left_s'])}"
         )
+
+    @property
+    def _growing(self) -> bool:
+        """Whether steps will take longer yet, nobody knows how much: until what is seen at once has its full size."""
+        return self.trainer.resolution < self.trainer.model.seen
 
     def draw_samples(self) -> None:
         """samples/epoch_0020.png from the averaged generator."""
@@ -339,7 +368,8 @@ class Run:
             f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * self._scoring_share():.1f}% of the time)"
         )
         against = "training" if self.held_out.unseen is None else "held-out"
-        row = {"epoch": round(self.trainer.epoch, 6), "side": self.trainer.model.output_size, "against": against}
+        model = self.trainer.model
+        row = {"epoch": round(self.trainer.epoch, 6), "side": model.output_size, "model": model.model, "against": against}
         self.log.metrics(row | scores, self.trainer.images)
 
     def _begin_anew(self) -> None:
@@ -356,7 +386,7 @@ class Run:
         settings = settings_of(trainer)
         settings |= {"classes": ", ".join(trainer.classes) or "none", "patches an epoch": trainer.images_per_epoch}
         settings |= {"device": describe(trainer.device), "torch": torch.__version__}
-        facts = Facts(state, trainer.images, trainer.images_total, trainer.epoch, trainer.config.epochs, settings)
+        facts = Facts(state, trainer.images, trainer.images_total, trainer.epoch, trainer.config.epochs, settings, self._growing)
         try:
             write_run_report(self.log.folder, facts)
         except (OSError, UserError) as error:

@@ -172,9 +172,16 @@ def _stamped(text: str) -> str:
 
 
 def _append(path: Path, line: str) -> None:
+    """Add a line to a file, all of it or nothing: half a line before the next one would make both unreadable."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open(path, "ab", buffering=0) as file:
+            start, rest = file.tell(), (line + "\n").encode()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]  # a disk that becomes full takes a part, and refuses the next
+            except OSError:
+                file.truncate(start)
+                raise
     except OSError as error:
         show(f"warning: {path} could not be written ({error}); training goes on")
 

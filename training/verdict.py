@@ -1,4 +1,4 @@
-"""What the numbers of metrics.jsonl say about a run, in plain words: warnings, and whether to train on, add data or switch.
+"""What the numbers of metrics.jsonl say about a run, in plain words: warnings, and whether to train on, add data, switch or stop.
 
 Pure functions of the rows that training wrote. Every limit stands in a constant, with its reason.
 """
@@ -15,13 +15,25 @@ WAIT_LIMIT = 0.05  # of the time; below it a faster loader is not felt
 WINNING = 0.9  # D right on this share of both kinds: its gradient is saturating
 WINNING_RISE = 1.05  # of loss_g within the window; a strong D alone is no fault, one that G cannot follow is
 BY_HEART = 0.15  # acc_trained - acc_held_out, with room for other slides; known only where its standard error is at most half of it
-COLLAPSED = 0.4  # diversity beside real batches; good runs stay above 0.6
+COLLAPSED = 0.4  # diversity beside real batches; good runs stay above 0.6 once they have found it,
+COLLAPSED_FROM = 10_000  # images: a young DCGAN's falls to 0.16 and comes back by itself
 LINES = 10  # log lines, at least, that a mean needs to be steadier than the limits
 SEEDS = 0.004  # standard deviation of KID among runs that differ by their seed alone: three seeds in docs/experiments.md
 SCORES = 3  # evaluations without a new best before "not improving" is said
+AS_REAL = (
+    "KID is {kid:.4f}, that of real training patches against the same held-out ones {kid_real:.4f}: no difference that this many "
+    "images show. Labels, copies and patterns it does not see: run evaluate.py."
+)
 HOW_TO_KID = f"train with --eval_every (20 is the default) and the feature weights installed: {INSTALL}"
 
-MORE_DATA, TRAIN_ON, SWITCH, UNKNOWN = "more data", "train on", "another model", "cannot tell"
+TRAIN_ON, GO_BACK, MORE_DATA, SWITCH, STOP, UNKNOWN = (
+    "train on",
+    "go back",
+    "more data",
+    "another model",
+    "stop here",
+    "cannot tell",
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class History:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do next (one of the four actions above) and why, a sentence a reason."""
+    """What to do next (one of the actions above) and why, a sentence a reason."""
 
     action: str
     reasons: list[str]
@@ -72,7 +84,7 @@ def history(rows: list[dict]) -> History:
 
 def warnings(run: History) -> list[str]:
     """A sentence or two for everything that looks wrong, the worst first."""
-    tests = (not_finite, collapses, discriminator_wins, learns_by_heart, kid_stalls, waits_for_data)
+    tests = (not_finite, collapses, discriminator_wins, learns_by_heart, kid_rises, kid_stalls, waits_for_data)
     return [text for test in tests if (text := test(run))]
 
 
@@ -96,7 +108,7 @@ def not_finite(run: History) -> str:
 
 def collapses(run: History) -> str:
     """Images of a batch hardly differ."""
-    spread = values(run.window, "diversity")
+    spread = values([row for row in run.window if row["images"] >= COLLAPSED_FROM], "diversity")
     if len(spread) < LINES or mean(spread) > COLLAPSED:
         return ""
     return (
@@ -149,6 +161,11 @@ def learns_by_heart(run: History) -> str:
     )
 
 
+def kid_rises(run: History) -> str:
+    """The newest KID is worse than the best, and not on its way back."""
+    return rise_since_best(run) if len(run.kids) > 1 and not still_falls(run) else ""
+
+
 def kid_stalls(run: History) -> str:
     """No evaluation among the last few was the best one."""
     kids = run.kids
@@ -157,6 +174,8 @@ def kid_stalls(run: History) -> str:
     best, last = min(kids, key=lambda row: row["kid"]), kids[-1]
     if best["images"] >= kids[-SCORES]["images"]:
         return ""
+    if still_falls(run) or rise_since_best(run):
+        return ""  # what then is wrong or not is said by others
     return (
         f"KID has not improved over the last {SCORES} evaluations: {best['kid']:.4f} at epoch {best['epoch']:.0f} "
         f"and {last['kid']:.4f} now."
@@ -183,6 +202,29 @@ def kid_fall(run: History) -> tuple[float, float]:
     return first["kid"] - last["kid"], difference_error(first, last)
 
 
+def still_falls(run: History) -> bool:
+    """Whether KID fell over the last evaluations by more than twice its standard error."""
+    fall, error = kid_fall(run)
+    return fall > 2 * error
+
+
+def rise_since_best(run: History) -> str:
+    """A sentence where the newest KID is worse than the best by more than chance and what seeds make; "" where it is not."""
+    best, last = min(run.kids, key=lambda row: row["kid"]), run.kids[-1]
+    rise, error = last["kid"] - best["kid"], difference_error(best, last)
+    if rise <= 2 * error + SEEDS:
+        return ""
+    return (
+        f"KID was {best['kid']:.4f} at epoch {best['epoch']:.0f} and is {last['kid']:.4f} now, worse by more than twice the "
+        f"standard error ({error:.4f}) and what a seed makes: best.pt holds the better state."
+    )
+
+
+def as_near_as_real(row: dict) -> bool:
+    """Whether generated images are no further from held-out patches than training patches are, as far as the error tells."""
+    return finite(row.get("kid_real")) and row["kid"] <= row["kid_real"] + 2 * (row.get("kid_se") or 0.0)
+
+
 def scored_alike(one: dict, other: dict) -> bool | None:
     """Whether two evaluations were against the same real patches; None where logs of before do not say."""
     digests = one.get("scored_on"), other.get("scored_on")
@@ -201,8 +243,10 @@ def judged_by_training(run: History) -> bool:
 
 
 def advise(run: History) -> Advice:
-    """Train on while KID falls by more than twice its error; else more data if D overfits, else another model."""
-    advice = _by_kid(run)
+    """Go back where the run broke or got worse; train on while KID falls by more than twice its error; stop where it is that of
+    real patches; else more data if D overfits, else another model, or what else the best one can be given."""
+    broken = not_finite(run) or collapses(run)
+    advice = Advice(GO_BACK, [broken]) if broken else _by_kid(run)
     if not judged_by_training(run):
         return advice
     caution = (
@@ -220,25 +264,45 @@ def _by_kid(run: History) -> Advice:
     fall, error = kid_fall(run)
     steps = min(len(kids) - 1, SCORES)
     over = f"over the last {steps} evaluation{'s' if steps > 1 else ''}"
-    if fall > 2 * error:
-        return Advice(TRAIN_ON, [f"KID is still falling: by {fall:.4f} {over}, more than twice its standard error ({error:.4f})."])
+    worse = rise_since_best(run)
+    if still_falls(run):
+        falling = f"by {fall:.4f} {over}, more than twice its standard error ({error:.4f})."
+        return Advice(TRAIN_ON, [f"KID is falling again: {falling}", worse] if worse else [f"KID is still falling: {falling}"])
+    if worse:
+        way = "Generate from it, or go on from it with smaller steps: --resume best.pt and half of --lr_g and --lr_d."
+        return Advice(GO_BACK, [worse, way])
+    if as_near_as_real(kids[-1]):
+        return Advice(STOP, [AS_REAL.format(**kids[-1])])
     if steps < SCORES:
         return Advice(TRAIN_ON, [f"KID is not clearly falling, but {len(kids)} evaluations are too few to call it flat."])
     change = f"KID rose by {-fall:.4f}" if -fall > 2 * error else f"KID is flat: it changed by {-fall:+.4f}"
-    flat = f"{change} {over}, its standard error is {error:.4f}."
-    return _when_flat(flat, overfit_gap(run))
+    return _when_flat(run, f"{change} {over}, its standard error is {error:.4f}.")
 
 
-def _when_flat(flat: str, gap: float | None) -> Advice:
+def _when_flat(run: History, flat: str) -> Advice:
+    gap = overfit_gap(run)
     if gap is None:
-        return Advice(
-            UNKNOWN, [flat, "Whether more data would help is unknown: too few log lines have D's accuracy on held-out patches."]
-        )
+        return Advice(UNKNOWN, [flat, f"Whether more data would help is unknown: {_why_no_gap(run)}."])
     points = f"{100 * gap:.0f} points"
     if gap >= BY_HEART:
         return Advice(MORE_DATA, [flat, f"D knows its own patches better than held-out ones by {points}: it has run out of data."])
     reason = f"D judges held-out patches as it judges its own (difference {points}), so it is not short of data."
-    return Advice(SWITCH, [flat, reason, "What limits the images is then the model or its settings."])
+    if run.kids[-1].get("model") == "improved":
+        more = "There is no better model here: another --seed may do better, and patches of more slides bring variety."
+        return Advice(STOP, [flat, reason, more])
+    return Advice(
+        SWITCH, [flat, reason, "What limits the images is then the model or its settings: --model improved is the default."]
+    )
+
+
+def _why_no_gap(run: History) -> str:
+    """Why the log does not tell D's accuracy on held-out patches from that on its own."""
+    count = len(values(run.window, "acc_held_out"))
+    if not values(run.lines, "acc_held_out"):
+        return "no patches are held out (README.md, Slides)"
+    if count < LINES:
+        return f"too few log lines have D's accuracy on held-out patches ({count} of {LINES})"
+    return "D's accuracy on held-out patches swings too far to tell"
 
 
 # -- two runs
@@ -298,4 +362,4 @@ def _each(names: tuple[str, str], runs: tuple[History, History]) -> list[str]:
 
 def _together(actions: list[str]) -> str:
     """One action for two runs that are level: the cheapest that either still asks for."""
-    return next(action for action in (TRAIN_ON, MORE_DATA, SWITCH, UNKNOWN) if action in actions)
+    return next(action for action in (TRAIN_ON, GO_BACK, MORE_DATA, SWITCH, STOP, UNKNOWN) if action in actions)

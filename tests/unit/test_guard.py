@@ -9,6 +9,7 @@ import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.conftest import write_noise_patches
 from training import checkpoint, guard
 from training.config import TrainConfig
 from training.run import DeadWorkerError, Habits, Run, next_of
-from training.runlog import RunLog, log_line
+from training.runlog import RunLog, log_line, read_metrics
 from training.signals import SignalRequests
 from training.trainer import Trainer
 
@@ -60,6 +61,7 @@ def test_nan_again_stops_with_a_diagnosis_and_a_whole_checkpoint(tmp_path):
     run = make_run(tmp_path)
     with pytest.raises(UserError, match="again after going back once"):
         run.train(lambda: batches(run.trainer, lambda images: images >= EPOCH))
+    assert "Stopped by an error (a loss is not finite" in (tmp_path / "logs" / "report.html").read_text()
     state = checkpoint.load(tmp_path / "checkpoints" / checkpoint.LATEST)
     guard.check_finite(state)
     assert state["progress"]["images"] == EPOCH
@@ -119,8 +121,20 @@ def test_training_on_a_disk_that_is_really_full_waits_and_goes_on(small_disk, mo
 
     monkeypatch.setattr(run.log, "line", somebody_frees_space)
     assert run.train(lambda: batches(run.trainer, lambda images: bool(images == BATCH and fill(small_disk)))) is None
-    assert len(waits) >= 2
+    assert len(waits) >= 2 and read_metrics(small_disk / "logs" / "metrics.jsonl")[0]
     assert checkpoint.load(small_disk / "checkpoints" / checkpoint.FINAL)["progress"]["images"] == 2 * EPOCH
+
+
+def test_no_half_line_stays_where_the_disk_became_full(small_disk):
+    log = RunLog(small_disk / "logs")
+    for images in range(40):
+        log.metrics({"loss_d": 0.123456789, "words": 300 * "w"}, images)
+        if images == 4:
+            fill(small_disk)  # what is left of the file's last block takes a few lines more, and a part of one
+    (small_disk / "filler").unlink()
+    log.metrics({"loss_d": 0.5}, 40)
+    rows, torn = read_metrics(small_disk / "logs" / "metrics.jsonl")
+    assert rows[-1]["images"] == 40 and 5 < len(rows) < 41 and not torn
 
 
 def test_training_on_a_disk_that_stays_full_keeps_its_checkpoint(small_disk, monkeypatch):
@@ -142,6 +156,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_last_checkpoint_whole(tmp_
 
     with pytest.raises(UserError, match=r"free some space there .* the last whole checkpoint is"):
         run.train(then_full)
+    assert "Stopped by an error (the disk that holds" in (tmp_path / "logs" / "report.html").read_text()
     assert checkpoint.load(tmp_path / "checkpoints" / checkpoint.LATEST)["progress"]["images"] == EPOCH
     assert not list((tmp_path / "checkpoints").glob(".*.tmp"))
 
@@ -164,6 +179,32 @@ def test_numbered_checkpoints_make_room_down_to_keep(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", full_disk(1))
     guard.save_patiently(tmp_path / "latest.pt", {"a": 1}, 2, print, lambda: False)
     assert sorted(path.name for path in tmp_path.glob("epoch_*")) == ["epoch_0003.pt", "epoch_0004.pt"]
+
+
+def test_the_time_left_is_by_the_clock_on_the_wall_and_of_the_resolution_at_hand(tmp_path, monkeypatch):
+    run, now = make_run(tmp_path), [100.0]
+    monkeypatch.setattr("training.run.time.monotonic", lambda: now[0])
+    run._begin_pace()
+
+    def speed(seconds, images, resolution=64):
+        now[0] += seconds
+        run.trainer = SimpleNamespace(images=images, resolution=resolution)
+        return run._images_per_second()
+
+    assert speed(20, 200) == 10 and speed(60, 400) == 5  # held up, by a score or by another program: not forgotten at once
+    assert speed(10, 450, 128) == 5 and speed(10, 500, 128) == 5 and speed(10, 530, 128) == 4
+
+
+def test_patches_at_hand_are_not_waited_for(tmp_path):
+    class AtHand:
+        on_device = True
+
+        def __iter__(self):
+            return batches(run.trainer)
+
+    run = make_run(tmp_path, epochs=1)
+    assert run.train(AtHand) is None
+    assert read_metrics(tmp_path / "logs" / "metrics.jsonl")[0][-1]["wait"] == 0
 
 
 def test_a_full_gpu_says_which_option_to_lower(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,10 @@ def scores(*kids, error=0.01):
     return [{"images": 100 * n, "epoch": float(n), "kid": kid, "kid_se": error} for n, kid in rows]
 
 
-def run_of(*kids, error=0.01, held_out=0.78, **numbers):
-    return History(lines(acc_held_out=held_out, **numbers), scores(*kids, error=error))
+def run_of(*kids, error=0.01, held_out=0.78, score=None, **numbers):
+    """A run; held_out None: without held-out patches. score: further numbers of each evaluation."""
+    numbers |= {} if held_out is None else {"acc_held_out": held_out}
+    return History(lines(**numbers), [row | (score or {}) for row in scores(*kids, error=error)])
 
 
 FALLING, FLAT = (0.5, 0.4, 0.3, 0.2), (0.201, 0.2, 0.202, 0.2, 0.199)
@@ -68,6 +71,9 @@ def test_a_healthy_run_raises_nothing():
         (run_of(held_out=0.95, acc_real=0.97, acc_fake=0.98, loss_g=lambda place: 3 + 5 * place), "discriminator is winning"),
         (run_of(0.5, 0.4, held_out=0.6), "by heart"),
         (run_of(0.4, 0.2, 0.21, 0.22, 0.21), "KID has not improved over the last 3"),
+        (run_of(0.03, 0.15, 0.31), "KID was 0.0300 at epoch 5 and is 0.3100 now"),
+        (run_of(0.05, 0.03, 0.02, 0.012, 0.31), "best.pt holds the better state"),
+        (run_of(diversity=0.3, images=lambda place: 10_000 + 100 * round(30 * place)), "mode collapse"),
         (run_of(wait=0.2), "20% of the time"),
         (History(lines(12)[:-1] + [lines(12)[-1] | {"loss_g": None}], []), "diverged: loss_g"),
         (History(lines(12)[:-1] + [lines(12)[-1] | {"grad_d": float("inf")}], []), "diverged: grad_d"),
@@ -85,7 +91,9 @@ def test_each_fault_is_named_and_alone(run, words):
         run_of(held_out=0.95, acc_real=0.97, acc_fake=0.6, loss_g=lambda place: 3 + 5 * place),
         run_of(0.5, 0.4, held_out=0.66),
         run_of(0.4, 0.3, 0.21, 0.22, 0.2),  # the newest is the best
-        run_of(0.2, 0.3, 0.3),  # too few to say
+        run_of(0.2, 0.21, 0.22),  # too few to say
+        run_of(0.2, 0.5, 0.4, 0.35, 0.3),  # worse, and on its way back
+        run_of(diversity=0.3),  # a young DCGAN's, which comes back by itself
         run_of(wait=0.05),
     ],
 )
@@ -118,8 +126,18 @@ def test_the_gap_is_to_training_patches_that_were_judged_like_the_held_out_ones(
         (run_of(*FLAT), verdict.SWITCH, "changed by -0.0010"),
         (run_of(*FLAT, held_out=0.79), verdict.SWITCH, "not short of data"),
         (run_of(*FLAT, held_out=0.5), verdict.MORE_DATA, "run out of data"),
-        (run_of(*FLAT, held_out=None), verdict.UNKNOWN, "too few log lines"),
-        (run_of(0.1, 0.15, 0.2, 0.3), verdict.SWITCH, "KID rose by 0.2000"),
+        (run_of(*FLAT, held_out=None), verdict.UNKNOWN, "no patches are held out"),
+        (History(lines(5, acc_held_out=0.78), scores(*FLAT)), verdict.UNKNOWN, "too few log lines"),
+        (run_of(*FLAT, held_out=lambda place: 0.1 + 0.8 * (round(30 * place) % 2)), verdict.UNKNOWN, "swings too far"),
+        (run_of(*FLAT, score={"model": "dcgan"}), verdict.SWITCH, "--model improved"),
+        (run_of(*FLAT, score={"model": "improved"}), verdict.STOP, "another --seed"),
+        (run_of(*FLAT, score={"kid_real": 0.19}), verdict.STOP, "that of real training patches"),
+        (run_of(*FALLING, score={"kid_real": 0.19}), verdict.TRAIN_ON, "still falling"),
+        (run_of(0.1, 0.15, 0.2, 0.3), verdict.GO_BACK, "KID was 0.1000 at epoch 5 and is 0.3000 now"),
+        (run_of(0.03, 0.31), verdict.GO_BACK, "--resume best.pt"),
+        (run_of(0.2, 0.5, 0.4, 0.35, 0.3), verdict.TRAIN_ON, "falling again: by 0.2000"),
+        (run_of(*FALLING, diversity=0.3, images=lambda place: 10_000 + 100 * round(30 * place)), verdict.GO_BACK, "mode collapse"),
+        (run_of(*FALLING, loss_g=lambda place: None if place > 0.95 else 3.0), verdict.GO_BACK, "has diverged"),
     ],
 )
 def test_advice(run, action, words):
@@ -150,10 +168,10 @@ def test_scores_against_the_same_patches_differ_by_the_draw_of_the_images_alone(
 
 def test_scores_before_the_patches_changed_are_no_measure_of_those_since():
     run = drawn(0.05, 0.03, 0.02, 0.040, 0.036, 0.032, 0.028, error=0.001)
-    assert "has not improved" in verdict.kid_stalls(run)
+    assert "falling again" in advise(run).reasons[0] and "KID was 0.0200" in advise(run).reasons[1]
     for row in run.scores[:3]:
         row["scored_on"] = "before"
-    assert not verdict.kid_stalls(run) and "by 0.0120 over the last 3 evaluations" in advise(run).reasons[0]
+    assert advise(run).reasons == [advise(run).reasons[0]] and "still falling: by 0.0120 over the last 3" in advise(run).reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -228,10 +246,12 @@ def write_run(folder, rows, grids=3, side=64):
 
 
 def test_the_page_holds_everything_and_fetches_nothing(tmp_path):
-    folder = write_run(tmp_path / "run_7", [*lines(wait=0.2), *scores(*FALLING)])
+    folder = write_run(tmp_path / "run_7", [*lines(wait=0.2, left_s=90.0), *scores(*FALLING)])
     write_run_report(folder, FACTS)
     page = (folder / "report.html").read_text()
-    assert "Training run run_7" in page and "epoch 30.0 of 60" in page and "about 1m00s left" in page
+    assert "Training run run_7" in page and "epoch 30.0 of 60" in page and "about 1m30s left" in page
+    write_run_report(folder, replace(FACTS, growing=True))
+    assert "over 1m30s left" in (folder / "report.html").read_text()
     assert "20% of the time" in page and "train on" in page and "flips 0.5" in page
     assert "&lt;b&gt;patches" in page and "<b>patches" not in page
     assert re.findall(r'data-epoch="(\d+)"( hidden)?', page) == [("5", " hidden"), ("10", " hidden"), ("15", "")]

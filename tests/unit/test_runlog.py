@@ -1,5 +1,6 @@
 """Logs: fixed lines, valid JSON, rewinding, and never an end to training."""
 
+import errno
 import json
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_folder_takes_one_run_at_a_time(tmp_path):
     with lock_folder(tmp_path), pytest.raises(UserError, match="in use by process"):
         lock_folder(tmp_path)
     lock_folder(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("training.lock.fcntl.flock", no_locks)
+    lock_folder(tmp_path).close()
+    assert "has no locks" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(

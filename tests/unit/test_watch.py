@@ -35,3 +35,18 @@ def test_a_digest_says_by_which_patches_was_scored(monkeypatch):
     real, made = draws.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), draws.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
     one, again, other = (Watch(patches, 0, "cpu")(lambda count, seed: made) for patches in (real, real.copy(), real[:11]))
     assert one == again and one["scored_on"] != other["scored_on"] and 0 < one["kid_se_drawn"] < one["kid_se"]
+
+
+def test_patches_that_were_trained_on_say_what_can_be_reached(monkeypatch):
+    monkeypatch.setattr("metrics.watch.inception", lambda device: Extractor("mean", "", lambda batch: batch.float().mean((2, 3))))
+    draws, given = np.random.default_rng(0), []
+    real, made = draws.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), draws.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+
+    def trained_on():
+        given.append(1)
+        return made
+
+    watch = Watch(real, 0, "cpu", trained_on=trained_on)
+    scores = watch(lambda count, seed: made)
+    assert scores["kid_real"] == pytest.approx(scores["kid"]) and watch(lambda count, seed: real)["kid_real"] == scores["kid_real"]
+    assert given == [1] and "kid_real" not in Watch(real, 0, "cpu")(lambda count, seed: made)
