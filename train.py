@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from common import cli
@@ -151,10 +152,13 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
         held_out = dataset
         say("note: too few held-out patches to score by; scores during training are against the training patches")
     side, unseen = trainer.model.output_size, held_out is not dataset
-    images, labels = held_out.drawn(COUNT, 0)  # the same ones for every --seed, so that runs can be compared
-    trained_on = (lambda: to_uint8(reduced(dataset.drawn(COUNT, 0)[0], side))) if unseen else None
-    watch = Watch(to_uint8(reduced(images, side)), trainer.config.seed, str(trainer.device), trained_on=trained_on)
-    return HeldOut((images, labels) if unseen else None, dataset.drawn, watch)
+
+    def as_they_come_out(patches: PatchDataset) -> np.ndarray:
+        return to_uint8(reduced(patches.drawn(COUNT, 0)[0], side))  # the same ones for every --seed, so that runs can be compared
+
+    trained_on = partial(as_they_come_out, dataset) if unseen else None
+    watch = Watch(as_they_come_out(held_out), trainer.config.seed, str(trainer.device), trained_on=trained_on)
+    return HeldOut(held_out.drawn if unseen else None, dataset.drawn, watch)
 
 
 if __name__ == "__main__":

@@ -70,12 +70,13 @@ class Habits:
 class HeldOut:
     """What a run is judged by.
 
-    unseen: images (N, 3, S, S) in [-1, 1] and labels (N,) that the networks never train on, to see whether D learns by heart; None
-    where there are none. trained_on: draws (count, seed) as many of the training patches, as they are and not augmented, to hold
-    against them. score: draws images with the function it is handed and returns their metrics, "kid" and "scored_on" among them.
+    unseen: draws (count, seed) images (N, 3, S, S) in [-1, 1] and labels (N,) that the networks never train on, at most as many, to
+    see whether D learns by heart; None where there are none. trained_on: draws as many of the training patches, as they are and not
+    augmented, to hold against them. score: draws images with the function it is handed and returns their metrics, "kid" and
+    "scored_on" among them.
     """
 
-    unseen: tuple[Tensor, Tensor] | None
+    unseen: Callable[[int, int], tuple[Tensor, Tensor]] | None
     trained_on: Callable[[int, int], tuple[Tensor, Tensor]]
     score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float | str]]
 
@@ -316,11 +317,9 @@ class Run:
         trainer, held_out = self.trainer, self.held_out
         if held_out is None or held_out.unseen is None:
             return {}
-        images, labels = held_out.unseen
         count = min(max(self.meter.images // IMAGES_A_JUDGED // GROUP * GROUP, JUDGED[0]), JUDGED[1])
-        places = (trainer.images + torch.arange(count)) % len(images)
         return {
-            "acc_held_out": trainer.share_judged_real(images[places], labels[places]),
+            "acc_held_out": trainer.share_judged_real(*held_out.unseen(count, trainer.images)),
             "acc_trained": trainer.share_judged_real(*held_out.trained_on(count, trainer.images)),
         }
 

@@ -376,7 +376,7 @@ def test_scores_during_training_change_nothing_and_keep_the_best(patches, finish
 
 def test_against_other_held_out_patches_kid_begins_anew(patches, tmp_path, monkeypatch):
     scores = {"kid": 0.1, "kid_se": 0.001, "scored_on": "a"}
-    monkeypatch.setattr("train.Watch", lambda *_: lambda sample: dict(scores))
+    monkeypatch.setattr("train.Watch", lambda *_, **__: lambda sample: dict(scores))
     every = ("--eval_every", 1)
     run(patches, tmp_path, "--epochs", 1, *START, *every)
     scores |= {"kid": 0.3, "scored_on": "b"}
@@ -396,7 +396,7 @@ def test_against_other_held_out_patches_kid_begins_anew(patches, tmp_path, monke
 
 @pytest.mark.parametrize("scored", [False, True])
 def test_held_out_patches_are_judged_in_each_line_without_scores_too(scored, patches, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.Watch", lambda *_: lambda sample: {"kid": 0.5, "scored_on": "a"})
+    monkeypatch.setattr("train.Watch", lambda *_, **__: lambda sample: {"kid": 0.5, "scored_on": "a"})
     folder = shutil.copytree(patches, tmp_path / "patches", ignore=shutil.ignore_patterns(".*"))
     rows = []
     for number, path in enumerate(sorted(folder.rglob("*.png"))):

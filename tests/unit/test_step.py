@@ -545,7 +545,7 @@ def held_out_patches(dataset, scored):
 @pytest.mark.parametrize("scored", [False, True])
 def test_a_run_is_judged_by_the_test_split_where_there_is_one(make_patches, scored):
     held_out = held_out_patches(make_patches(["train"] * 4 + ["test"] * 3), scored)
-    images, labels = held_out.unseen
+    images, labels = held_out.unseen(8, 5)
     assert len(images) == 3 and (images > 0).all() and sorted(labels.tolist()) == [0, 0, 1]
     assert len(held_out.score.real) == 3 and (held_out.score.real == 200).all()
 
@@ -557,11 +557,10 @@ def test_training_patches_are_judged_as_they_are_and_the_same_held_out_ones_for_
     assert torch.allclose(images, torch.full((3, 3, 64, 64), 50 / 127.5 - 1)) and len(labels) == 3
     assert dataset.augmentation.noise == 20.0
     monkeypatch.setattr("train.COUNT", 4)
-    unseen = [
-        importlib.import_module("train").held_out_patches(dataset, make_run(seed=seed), True).unseen[1].tolist()
-        for seed in range(5)
-    ]
-    assert all(labels == unseen[0] for labels in unseen)
+    others = [importlib.import_module("train").held_out_patches(dataset, make_run(seed=seed), True) for seed in range(5)]
+    draws = [held_out.unseen(4, 800)[1].tolist() for held_out in others]
+    assert all(labels == draws[0] for labels in draws)
+    assert all((held_out.score.real == others[0].score.real).all() for held_out in others)
 
 
 def test_without_a_test_split_scores_are_against_training_patches_which_are_never_called_unseen(make_patches):
