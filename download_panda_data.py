@@ -100,9 +100,12 @@ def run(args: argparse.Namespace, selection: Selection, progress: Progress) -> i
     kaggle = connect(line, lambda text: progress.log(f"warning: {text}"))
     with tempfile.TemporaryDirectory() as scratch:
         dry = args.list or args.dry_run
-        listing = download.read_listing(kaggle, args.data_dir, fresh=args.list, keep=not dry)
+        keep = args.data_dir.is_dir() if args.list else not dry
+        listing = download.read_listing(kaggle, args.data_dir, fresh=args.list, keep=keep)
         tables = Downloader(kaggle, line, Path(scratch) if dry else args.data_dir, args.workers)
         plan = download.make_plan(listing, tables.train_csv(listing), selection)
+    if plan.absent:
+        download.forget_listing(args.data_dir)
     if args.list:
         for name, size in plan.files.items():
             say(f"{size:>14} {name}")

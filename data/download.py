@@ -92,7 +92,8 @@ def sweep(folder: Path) -> None:
 def read_listing(kaggle: Kaggle, folder: Path, fresh: bool = False, keep: bool = True) -> dict[str, int]:
     """Name -> size of all files of the competition, kept in ``folder`` for some days.
 
-    fresh: ask Kaggle in any case. keep: write it down. Raises UserError for a name that would leave the folder.
+    fresh: ask Kaggle in any case. keep: write it down, unless it is cut short. Raises UserError for a name that would leave the
+    folder.
     """
     cache = Path(folder) / LISTING
     if not fresh and cache.exists() and time.time() - cache.stat().st_mtime < LISTING_DAYS * 86400:
@@ -101,9 +102,14 @@ def read_listing(kaggle: Kaggle, folder: Path, fresh: bool = False, keep: bool =
     listing = kaggle.list_files()
     for name in listing:
         inside(folder, name)
-    if keep:
+    if keep and "train.csv" in listing:
         write_text(cache, json.dumps(listing, indent=0))
     return listing
+
+
+def forget_listing(folder: Path) -> None:
+    """Ask Kaggle for the list again next time: it lacks slides that train.csv has."""
+    (Path(folder) / LISTING).unlink(missing_ok=True)
 
 
 def make_plan(listing: dict[str, int], records: list[SlideRecord], selection: Selection) -> Plan:
@@ -141,6 +147,7 @@ class Downloader:
         self.line, self.folder, self._workers, self.threads = line, Path(folder), workers, workers + SETTLING
         self._failed_in_a_row = 0
         self._kaggle, self._singles, self._bundle = kaggle, SingleFiles(line, kaggle.sign_file), None
+        self._opening, self._openings_left = threading.Lock(), 2
         # A worker holds a connection while it receives; checking and flushing go on beside the next file.
         self._connections = threading.Semaphore(workers)
 
@@ -159,7 +166,11 @@ class Downloader:
         size = min(8 << 20, max(1 << 16, sum(files.values()) // 100))
         name = max(files, key=files.get)
         start, before = time.monotonic(), self.line.received
-        (self._bundle or self._singles).probe(name, min(size, files[name]))
+        try:
+            (self._bundle or self._singles).probe(name, min(size, files[name]))
+        except NotRangedError as error:
+            self._open_anew(self._bundle, error)
+            return self.speed(files)
         return (self.line.received - before) / max(time.monotonic() - start, 1e-3)
 
     def measured(self, files: dict[str, int], to_come: int) -> str:
@@ -168,19 +179,37 @@ class Downloader:
         return f"about {duration(to_come / speed)} at the measured {gigabytes(speed)}/s"
 
     def missing(self, files: dict[str, int]) -> dict[str, int]:
-        """The files that have not arrived whole."""
-        return {name: size for name, size in files.items() if not self.ledger.has(name, size)}
+        """The files that have not arrived whole. A train.csv that was changed here is not missing: the corrections stay."""
+        return {name: size for name, size in files.items() if not self.ledger.has(name, size) and not self._edited(name)}
+
+    def _edited(self, name: str) -> bool:
+        entry, path = self.ledger.entries.get(name), self.folder / name
+        return (
+            name == "train.csv"
+            and entry is not None
+            and entry.state == "whole"
+            and path.is_file()
+            and path.stat().st_size != entry.size
+        )
 
     def bytes_to_come(self, files: dict[str, int]) -> int:
-        """Bytes of ``files`` less what their half files already hold."""
-        return sum(max(0, size - PartFile(inside(self.folder, name)).size) for name, size in files.items())
+        """Bytes of ``files`` less what their half files already hold, and what only has to be checked."""
+        return sum(
+            max(0, size - PartFile(inside(self.folder, name)).size)
+            for name, size in files.items()
+            if not (self._may_be_whole(name) and inside(self.folder, name).stat().st_size == size)
+        )
+
+    def _may_be_whole(self, name: str) -> bool:
+        """Whether a file lies there that was there before us, or whose line in the ledger was lost."""
+        entry = self.ledger.entries.get(name)
+        return inside(self.folder, name).is_file() and (entry is None or entry.state == "whole")
 
     def fetch(self, name: str, size: int) -> str:
         """Make one file whole; return its checksum. Not entered in the ledger. Raises GaveUpError, RefusedError or UserError."""
         final = inside(self.folder, name)
         known = f"crc32:{self._bundle.members[name].crc:08x}" if self._bundle and name in self._bundle.members else None
-        entry = self.ledger.entries.get(name)
-        if final.is_file() and (entry is None or entry.state == "whole"):  # there before us, or the ledger's line was lost
+        if self._may_be_whole(name):
             with contextlib.suppress(DamagedError):
                 return check_content(final, name, size, known)
         part = PartFile(final)
@@ -200,9 +229,22 @@ class Downloader:
             try:
                 return bundle.pull(name, size, part)
             except NotRangedError as error:
-                self.line.log(f"{error}; going on with single files")
-                self._bundle = None
+                self._open_anew(bundle, error)
+                return self._pull(name, size, part)
         return self._singles.pull(name, size, part)
+
+    def _open_anew(self, bundle: Bundle, error: NotRangedError) -> None:
+        """After a bundle that gave no part: it may be another one by now. Twice at most, then single files it is."""
+        with self._opening:
+            if self._bundle is not bundle:
+                return  # another thread was here
+            another = None
+            while self._openings_left and another is None:
+                self._openings_left -= 1
+                with contextlib.suppress(NotRangedError, GaveUpError, RefusedError):
+                    another = Bundle(self.line, Address(self._kaggle.sign_bundle))
+            self._bundle = another
+            self.line.log(f"{error}; " + ("opened it anew" if another else "going on with single files"))
 
     def room(self, name: str, size: int) -> int:
         """Bytes of disk that one file takes at most while it is fetched: a packed one lies beside its content for a moment."""
@@ -237,6 +279,8 @@ class Downloader:
         there = self.folder / "train.csv"
         if there.exists() and "train.csv" not in self.ledger.entries and there.stat().st_size != listing["train.csv"]:
             raise UserError(f"{there} is not Kaggle's; move it away or give another --data_dir")
+        if self._edited("train.csv"):
+            self.line.log(f"{there} was changed since it arrived: it stays as it is; move it away to have Kaggle's again")
         for _, outcome in self.fetch_all(self.missing({"train.csv": listing["train.csv"]})):
             if isinstance(outcome, UserError):
                 raise outcome
@@ -327,7 +371,10 @@ def announce(plan: Plan, wanted: int | None, log: Callable[[str], None]) -> None
     if wanted and len(plan.slides) < wanted:
         log(f"--num_slides {wanted}: train.csv has no more than {len(plan.slides)} that are fit and chosen")
     if plan.absent:
-        log(f"{len(plan.absent)} slides of train.csv are not in Kaggle's file list, the first is {plan.absent[0]}")
+        log(
+            f"{len(plan.absent)} slides of train.csv are not in Kaggle's file list, the first is {plan.absent[0]}; the list may "
+            "have been cut short, and the next run asks for it again"
+        )
     log(f"{len(plan.slides)} slides, {len(plan.files)} files, {gigabytes(sum(plan.files.values()))} in all")
 
 

@@ -7,6 +7,7 @@ imported, without a time-out, and prints to stdout. Imported lazily, so that ``-
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -28,6 +29,7 @@ TRIES_BEFORE_OFFLINE = 4  # at the start; a run that has begun is more patient
 RULES_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/rules"
 SETTINGS_PAGE = "https://www.kaggle.com/settings"
 NEW_TOKEN = f"make a new API token at {SETTINGS_PAGE}"
+RENEWAL_HELPS = 60.0  # seconds: a login that is refused sooner after its renewal is not refused for its age
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Kaggle:
 
         self._line, self._pace, self._lock = line, Pace(line), threading.Lock()
         self.tries_unreachable = TRIES_BEFORE_OFFLINE
+        self.new_token: Callable[[], str | None] | None = None  # of a login that lasts some hours
+        self._renewing, self._renewed = threading.Lock(), -math.inf
         token = credential.secret if credential and credential.kind != "key" else None
         self._client = KaggleClient(api_token=token)
         self._client.__enter__()
@@ -183,8 +187,8 @@ class Kaggle:
             return False
         return bool(answer.active and answer.username)
 
-    def oauth_token(self) -> str | None:
-        """The access token of `kaggle auth login`, refreshed when it is old; None when Kaggle refuses it."""
+    def oauth_token(self, anew: bool = False) -> str | None:
+        """The access token of `kaggle auth login`, refreshed when it is old or ``anew``; None when Kaggle refuses it."""
         from kagglesdk.kaggle_creds import KaggleCredentials
 
         try:
@@ -194,6 +198,8 @@ class Kaggle:
         if stored is None:
             return None
         try:
+            if anew:
+                self.call("the login", lambda request: stored.refresh_access_token(), None)
             return self.call("the login", lambda request: stored.get_access_token(), None)
         except RefusedError:
             return None
@@ -225,10 +231,13 @@ class Kaggle:
 
         def once():
             self._pace.wait()
+            begun = time.monotonic()
             try:
                 with self._lock:
                     answer = function(request)
             except requests.exceptions.HTTPError as error:
+                if error.response.status_code == 401 and self._log_in_again(begun):
+                    raise TryAgainError("the login has expired and is renewed", wait=0.0) from None
                 raise self._problem(what, error) from None
             except requests.RequestException as error:
                 raise TryAgainError(explain(error), unreachable=True) from None
@@ -236,6 +245,17 @@ class Kaggle:
             return answer
 
         return self._line.retrying(what, once, self.tries_unreachable)
+
+    def _log_in_again(self, begun: float) -> bool:
+        """Put a new access token in the place of one that has expired; whether that was done since ``begun``."""
+        with self._renewing:
+            if self._renewed > begun:
+                return True  # by another thread
+            if self.new_token is None or begun - self._renewed < RENEWAL_HELPS or not (token := self.new_token()):
+                return False
+            self._session.auth = _Bearer(token)
+            self._renewed = time.monotonic()
+        return True
 
     def _problem(self, what: str, error: requests.exceptions.HTTPError) -> Exception:
         response = error.response
@@ -273,6 +293,15 @@ def _anonymous(request):
     return request
 
 
+class _Bearer(requests.auth.AuthBase):
+    def __init__(self, token: str):
+        self._token = token
+
+    def __call__(self, request):
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 def connect(line: Line, warn: Callable[[str], None]) -> Kaggle:
     """Log in and make sure that files may be fetched, before any transfer.
 
@@ -308,7 +337,10 @@ def _log_in(line: Line, credential: Credential) -> Kaggle | None:
         token = anonymous.oauth_token() if credential.kind == "oauth" else credential.secret
         if not token or (credential.kind == "token" and not anonymous.introspect(token)):
             return None
-    return Kaggle(line, Credential(credential.kind, credential.where, secret=token))
+    kaggle = Kaggle(line, Credential(credential.kind, credential.where, secret=token))
+    if credential.kind == "oauth":
+        kaggle.new_token = lambda: anonymous.oauth_token(anew=True)
+    return kaggle
 
 
 def _check_access(kaggle: Kaggle, credential: Credential, stale: list[str]) -> None:
@@ -318,10 +350,9 @@ def _check_access(kaggle: Kaggle, credential: Credential, stale: list[str]) -> N
     except RefusedError as refusal:
         if refusal.status != 401:
             raise
+        way_out = "log in again: kaggle auth login" if credential.kind == "oauth" else f"{NEW_TOKEN} and put it there"
         too = f" (and neither the token in {' and in '.join(stale)})" if stale else ""
-        raise UserError(
-            f"Kaggle does not accept the credentials in {credential.where}{too}; {NEW_TOKEN} and put it there"
-        ) from None
+        raise UserError(f"Kaggle does not accept the credentials in {credential.where}{too}; {way_out}") from None
     kaggle.tries_unreachable = None
 
 

@@ -54,8 +54,12 @@ class Progress:
     def log(self, text: str) -> None:
         """One event: timestamped in the log, plain on stdout."""
         with self._lock:
-            if self._file is not None:
-                self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            try:
+                if self._file is not None:
+                    self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            except OSError as error:
+                say(f"warning: {self._file.name} cannot be written ({error.strerror}); going on without it")
+                self._file = None
             say(text)
 
     def start(self, total: int, files: int) -> None:
@@ -72,15 +76,20 @@ class Progress:
             self._bytes += count
             if self._bar is not None:
                 self._bar.update(count)
-            due = self._total and self._bar is None and time.monotonic() - self._last >= self.SECONDS_BETWEEN_LINES
+        self._say_if_due()
+
+    def file_done(self) -> None:
+        """Enter one file that arrived, or was there and has been checked."""
+        self._done += 1
+        self._say_if_due()
+
+    def _say_if_due(self) -> None:
+        with self._lock:
+            due = self._files and self._bar is None and time.monotonic() - self._last >= self.SECONDS_BETWEEN_LINES
             if due:
                 self._last = time.monotonic()
         if due:
             self.log(self._status())
-
-    def file_done(self) -> None:
-        """Enter one file that arrived."""
-        self._done += 1
 
     def _status(self) -> str:
         rate = self._bytes / max(time.monotonic() - self._start, 1e-3)

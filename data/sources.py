@@ -166,8 +166,18 @@ class SingleFiles:
 
     def pull(self, name: str, size: int, part: PartFile) -> None:
         """Fetch the raw bytes of one file into ``part``, from where it stands, until all are there. ``size``: as listed."""
-        address = Address(lambda: self._sign(name))
-        self._line.retrying(name, lambda: self._once(address, name, size, part))
+        address, furthest = Address(lambda: self._sign(name)), part.size
+
+        def once():
+            nonlocal furthest
+            try:
+                self._once(address, name, size, part)
+            except TryAgainError as problem:  # where every try starts from nothing, bytes alone are no progress
+                problem.progress = part.size > furthest
+                furthest = max(furthest, part.size)
+                raise
+
+        self._line.retrying(name, once)
 
     def _once(self, address: Address, name: str, size: int, part: PartFile) -> None:
         note = part.note()

@@ -223,6 +223,80 @@ def test_a_server_without_validators_starts_a_broken_file_anew(kaggle, files, tm
     assert_whole(tmp_path / "panda", files)
 
 
+@pytest.mark.parametrize("fault", [Fault(after=120_000, whole=True), Fault(after=120_000)])
+def test_a_line_that_always_breaks_before_the_end_and_knows_no_parts_is_given_up(kaggle, tmp_path, fault):
+    name = "train_images/slide1.tiff"
+    server, run = kaggle(
+        validators=False, fault=lambda request: fault if request.name == name and request.kind == "storage" else None
+    )
+    with pytest.raises(UserError, match="1 of 13 files did not arrive"):
+        run()
+    assert server.count("storage", name) < 40
+
+
+def test_a_list_that_is_cut_short_is_not_kept(kaggle, files, tmp_path, capsys):
+    server, run = kaggle()
+    server.files = {}
+    with pytest.raises(UserError, match="no train.csv"):
+        run()
+    server.files = {name: content for name, content in files.items() if "slide5" not in name}
+    run()
+    assert "1 slides of train.csv are not in Kaggle's file list" in capsys.readouterr().out
+    server.files = files
+    run()
+    assert_whole(tmp_path / "panda", files)
+
+
+def test_a_corrected_table_stays(kaggle, files, tmp_path, capsys):
+    _, run = kaggle()
+    run("--num_slides", "2")
+    table = tmp_path / "panda" / "train.csv"
+    corrected = files["train.csv"].replace(b"negative", b"neg")
+    table.write_bytes(corrected)
+    run("--num_slides", "4")
+    assert table.read_bytes() == corrected and "was changed since it arrived" in capsys.readouterr().out
+    table.unlink()
+    run("--num_slides", "4")
+    assert table.read_bytes() == files["train.csv"]
+
+
+def test_a_bundle_that_gives_no_part_once_is_opened_anew(kaggle, files, tmp_path, capsys):
+    for number in (2, 3, 6):  # of the storage's answers for the bundle: the list of contents, the speed, a file
+        shutil.rmtree(tmp_path / "panda", ignore_errors=True)
+        seen = []
+
+        def fault(request, seen=seen, number=number):
+            if request.kind != "storage" or request.name != "bundle":
+                return None
+            seen.append(request)
+            return Fault(whole=True) if len(seen) == number else None
+
+        server, run = kaggle("bundle", fault=fault)
+        run()
+        assert_whole(tmp_path / "panda", files)
+        assert len(seen) > number and server.count("file") <= 2
+
+
+def test_a_log_that_cannot_be_written_costs_the_log(kaggle, files, tmp_path, capsys):
+    _, run = kaggle()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "download.log").symlink_to("/dev/full")
+    run()
+    assert_whole(tmp_path / "panda", files)
+    assert capsys.readouterr().out.count("cannot be written (No space left on device); going on without it") == 1
+
+
+def test_files_that_are_there_already_need_no_room(kaggle, files, tmp_path, monkeypatch):
+    _, run = kaggle()
+    for name, content in files.items():
+        path = tmp_path / "panda" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    monkeypatch.setattr(download, "free_disk", lambda folder: 50_000)
+    run()
+    assert_whole(tmp_path / "panda", files)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_flipped_bit_is_noticed(kaggle, files, tmp_path, capsys, way):
     flips = [True, True]

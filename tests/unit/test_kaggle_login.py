@@ -1,13 +1,14 @@
 """Logging in and listing, with the real client against a Kaggle of our own."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 import requests
 
 from common.errors import UserError
-from data.kaggle import Pace, connect, find_credentials
+from data.kaggle import Pace, RefusedError, connect, find_credentials
 from data.transfer import GaveUpError, Line, TryAgainError, explain, retry_after
 from tests.kaggle_server import SECRET_KEY, SECRET_TOKEN, Fault, KaggleServer, Options, once
 
@@ -83,6 +84,28 @@ def test_logs_in_as_kaggle_auth_login_left_it(serve, home):
     (home / ".kaggle/credentials.json").write_text(json.dumps({"refresh_token": "refresh-5ecret", "username": "ada", "scopes": []}))
     assert len(connect(fast(), refuse).list_files()) == 3
     assert server.count("oauth") == 1
+
+
+def test_a_login_that_expires_on_the_way_is_renewed(serve, home):
+    server = serve("none")
+    (home / ".kaggle").mkdir()
+    (home / ".kaggle/credentials.json").write_text(json.dumps({"refresh_token": "refresh-5ecret", "username": "ada", "scopes": []}))
+    kaggle = connect(fast(), refuse)
+    server.options.tokens = ("an0ther-t0ken",)
+    assert len(kaggle.list_files()) == 3 and kaggle.sign_file("train.csv")
+    assert server.count("oauth") == 2
+    server.options.tokens = ("a-third",)
+    with pytest.raises(RefusedError, match="401"):  # so soon it is not its age
+        kaggle.sign_file("train.csv")
+
+
+def test_a_login_that_has_expired_since_it_was_stored_is_renewed(serve, home):
+    server = serve("none")
+    (home / ".kaggle").mkdir()
+    login = {"refresh_token": "refresh-5ecret", "username": "ada", "scopes": [], "access_token": "0ld"}
+    login["access_token_expiration"] = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    (home / ".kaggle/credentials.json").write_text(json.dumps(login))
+    assert len(connect(fast(), refuse).list_files()) == 3 and server.count("oauth") == 1
 
 
 def test_no_credentials_and_no_call(serve):
