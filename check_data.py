@@ -90,8 +90,8 @@ def check_patches(folder: Path, workers: int, quarantine: bool) -> Assessment:
     """Check one patch folder; with ``quarantine`` set its bad patches aside and judge what is left."""
     if quarantine and is_sharded(folder):
         raise UserError(f"{folder} holds shards, which are not changed: check the patches they were made of and pack them again")
-    if is_pending(folder) and quarantine:
-        say(f"{folder}: finished an interrupted quarantine of {finish(folder)} patches")
+    if quarantine and (count := finish(folder)):  # asked first: while an extraction runs it refuses, before the long look
+        say(f"{folder}: finished an interrupted quarantine of {count} patches")
     elif is_pending(folder):
         say(f"{folder}: a quarantine was interrupted; run again with --quarantine to finish it")
     listing, scans = scan_patch_folder(folder, workers)

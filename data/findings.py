@@ -63,7 +63,7 @@ class Assessment:
     """Everything check_data.py says about one folder of slides or patches.
 
     tables: title -> rows of cells, the first row being the head. faults: path -> reason, the patches that ``--quarantine`` moves.
-    scans, facts: the patches that are fit for training, by path.
+    scans, facts: the patches that are fit for training, by path; where there is a manifest, none without a row.
     """
 
     kind: str

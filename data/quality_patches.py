@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -68,37 +68,35 @@ def assess(folder: Path, listing: Listing, scans: dict[str, Scan]) -> Assessment
     rows, findings = quality_rows.rows(folder)
     by_path = {quality_rows.plain(row.path): row for row in rows or ()}
     facts = {path: quality_rows.facts(path, by_path.get(path)) for path in scans}
-    faults = find_faults(scans, facts, listed=set(by_path))
+    members = scans.keys() if rows is None else scans.keys() & by_path.keys()  # training reads no file without a row
+    faults = find_faults(scans, facts, members)
     good = {path: scan for path, scan in scans.items() if path not in faults}
     known = {path: facts[path] for path in good}
+    fit = {path: facts[path] for path in good if path in members}
     findings += [*_fault_findings(faults, scans), *_mode_findings(good), *_listing_findings(listing, rows is None)]
     if rows is not None:
         findings += quality_rows.manifest_findings(rows, by_path, scans)
-    for check in (_blur, _near_duplicates, _stain_outliers, _stain_gap):
-        findings += check(good, known)
-    findings += [*quality_rows.split_findings(known), *quality_rows.balance_findings(known), *quality_rows.amount(folder, known)]
+    findings += [*_blur(good, known), *_near_duplicates(good, fit), *_stain_outliers(good, known), *_stain_gap(good, known)]
+    findings += [*quality_rows.split_findings(fit), *quality_rows.balance_findings(fit), *quality_rows.amount(folder, fit)]
     return Assessment(
         "patches",
         folder,
-        f"{len(scans):,} patches of {_slides(facts, set(by_path)):,} slides, {len(good):,} fit for training",
+        f"{len(members):,} patches of {len({facts[path].slide_id for path in members}):,} slides, {len(fit):,} fit for training",
         findings,
-        _tables(known, good),
+        _tables(fit, good),
         {path: f"{FAULTS[key].title}: {detail}" for path, (key, detail) in faults.items() if FAULTS[key].movable},
-        good,
-        known,
+        {path: good[path] for path in fit},
+        fit,
     )
 
 
-def _slides(facts: dict[str, Facts], listed: set[str]) -> int:
-    """How many slides the patches are of; a file without a row may be of none."""
-    return len({fact.slide_id for path, fact in facts.items() if path in listed or not listed})
+def find_faults(scans: dict[str, Scan], facts: dict[str, Facts], members: Set[str]) -> dict[str, tuple[str, str]]:
+    """path -> (key of FAULTS, detail), one fault a patch. Of identical patches the first of ``members`` is kept.
 
-
-def find_faults(scans: dict[str, Scan], facts: dict[str, Facts], listed: set[str]) -> dict[str, tuple[str, str]]:
-    """path -> (key of FAULTS, detail), one fault a patch. Of identical patches the first listed in the manifest is kept."""
+    members: the patches of the data set, those with a manifest row; without a manifest all.
+    """
     faults = {path: (scan.fault, scan.detail) for path, scan in scans.items() if scan.fault}
-    sizes = Counter(scan.size for path, scan in scans.items() if path not in faults)
-    usual = max(sizes, key=lambda size: (sizes[size], size), default=(0, 0))
+    usual = _usual_size({path: scan for path, scan in scans.items() if path not in faults}, members)
     copies = defaultdict(list)
     for path, scan in scans.items():
         if path in faults:
@@ -108,16 +106,23 @@ def find_faults(scans: dict[str, Scan], facts: dict[str, Facts], listed: set[str
         else:
             copies[scan.digest].append(path)
     for paths in copies.values():
-        faults |= _copy_faults(sorted(paths, key=lambda path: (path not in listed, path)), facts, listed)
+        faults |= _copy_faults(sorted(paths, key=lambda path: (path not in members, path)), facts, members)
     return faults
 
 
-def _copy_faults(paths: list[str], facts: dict[str, Facts], listed: set[str]) -> dict[str, tuple[str, str]]:
+def _usual_size(sound: dict[str, Scan], members: Set[str]) -> tuple[int, int]:
+    """The size of most ``members``, the larger of two that are as frequent; where none of them is sound, that of most files."""
+    sizes = Counter(scan.size for path, scan in sound.items() if path in members) or Counter(scan.size for scan in sound.values())
+    return max(sizes, key=lambda size: (sizes[size], size), default=(0, 0))
+
+
+def _copy_faults(paths: list[str], facts: dict[str, Facts], members: Set[str]) -> dict[str, tuple[str, str]]:
     first, *others = paths
-    if len({facts[path].label for path in paths if path in listed or first not in listed}) > 1:
+    if len({facts[path].label for path in paths if path in members or first not in members}) > 1:
         return {path: ("contradictory", f"same pixels as {others[0] if path == first else first}") for path in paths}
-    across = [" (on the other side of the split)" if facts[path].split != facts[first].split else "" for path in others]
-    return {path: ("duplicate", f"same pixels as {first}{leak}") for path, leak in zip(others, across, strict=True)}
+    across = {path for path in others if path in members and facts[path].split != facts[first].split}  # strays are on no side
+    leak = " (on the other side of the split)"
+    return {path: ("duplicate", f"same pixels as {first}{leak if path in across else ''}") for path in others}
 
 
 def _fault_findings(faults: dict[str, tuple[str, str]], scans: dict[str, Scan]) -> Iterator[Finding]:
@@ -210,14 +215,15 @@ def _merged(groups: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarra
     return connected_components(links, directed=False)[1][groups]
 
 
-def _near_duplicates(good: dict[str, Scan], known: dict[str, Facts]) -> Iterator[Finding]:
+def _near_duplicates(good: dict[str, Scan], fit: dict[str, Facts]) -> Iterator[Finding]:
+    """Groups of ``good`` patches that are nearly identical. Only those in ``fit`` are on a side of the split."""
     hashes = np.frombuffer(b"".join(scan.phash for scan in good.values()), np.uint8).reshape(-1, HASH_SIZE**2 // 8)
     members = defaultdict(list)
     for path, group in zip(good, near_groups(hashes), strict=True):
         members[group].append(path)
     inside, across = [], []
     for group in sorted(group for group in members.values() if len(group) > 1):
-        (inside if len({known[path].split for path in group}) == 1 else across).append(group)
+        (across if len({fit[path].split for path in group if path in fit}) > 1 else inside).append(group)
     for check, severity, title, found in (
         ("near_duplicates", "warning", "groups of nearly identical patches", inside),
         ("near_leak", "broken", "groups of nearly identical patches on both sides of the split", across),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from common.errors import UserError
 from common.files import write_text
 from common.html import data_uri, figure_uri, render
 from data.findings import SEVERITIES, Assessment, Finding, printable, worst
+from data.shards import is_sharded, open_shards
 
 EXAMPLES_IN_TEXT, EXAMPLES_ON_PAGE, ITEM_LENGTH = 3, 20, 300
 THUMBNAIL = 128  # pixels
@@ -160,13 +162,18 @@ def _thumbnails(folder: Path, paths: list[str], count: int) -> list[dict]:
     thumbnails = []
     for path in chosen:
         try:
-            with Image.open(folder / path) as image:
+            with Image.open(_picture(folder, path)) as image:
                 small = image.convert("RGB")
-        except OSError:
+        except (OSError, KeyError):  # KeyError: shards that were packed anew
             continue
         small.thumbnail((THUMBNAIL, THUMBNAIL))
         thumbnails.append({"uri": data_uri(small, "JPEG", quality=80), "name": printable(path)})
     return thumbnails
+
+
+def _picture(folder: Path, path: str) -> Path | io.BytesIO:
+    """What Pillow opens to read a patch: its file, or what its shard holds. Raises OSError and KeyError as ``Shards.content``."""
+    return io.BytesIO(open_shards(folder).content(path)) if is_sharded(folder) else folder / path
 
 
 def _plots(assessment: Assessment) -> list[dict]:

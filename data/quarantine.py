@@ -3,18 +3,22 @@
 Order of the steps, so that a kill at any moment leaves no manifest row without its file and loses nothing: the plan is written to
 ``pending.csv``; the manifest is replaced by one without the planned rows; the files are moved one by one; the plan, which holds
 each removed row, is added to ``reasons.csv``; ``pending.csv`` is removed. A later run finishes what it finds pending.
+
+An extraction writes the manifest from what it knows of its files, so none may be at work meanwhile, nor another quarantine: whoever
+changes a patch folder holds the lock of the extraction's journal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
 from common.files import inside, write_csv
-from data import manifest
+from data import journal, manifest
 from data.manifest import COLUMNS, QUARANTINE_SUFFIX, Patch
 from data.panda import read_csv_rows
 
@@ -52,17 +56,28 @@ def is_pending(folder: Path) -> bool:
 
 
 def finish(folder: Path) -> int:
-    """Finish what an interrupted run left undone; returns how many steps that were (0 when there was none)."""
-    return _carry_out(Path(folder)) if is_pending(folder) else 0
+    """Finish what an interrupted run left undone; returns how many steps that were (0 when there was none).
+
+    Raises UserError when an extraction or another quarantine is at work in ``folder``, also where there is nothing to finish.
+    """
+    folder = Path(folder)
+    with _alone(folder):
+        return _carry_out(folder) if is_pending(folder) else 0
 
 
 def set_aside(folder: Path, faults: dict[str, str]) -> int:
     """Move the patches of ``faults`` (path -> reason) aside and mend the manifest; returns the number of steps taken.
 
     Rows without a file and repeated rows leave the manifest too. Raises UserError when the manifest is damaged, nothing can be
-    moved, or ``folder`` holds slides; then nothing was changed.
+    moved, ``folder`` holds slides, or an extraction or another quarantine is at work there; then nothing was changed.
     """
-    folder, aside = Path(folder), quarantine_folder(folder)
+    folder = Path(folder)
+    with _alone(folder):
+        return _set_aside(folder, faults)
+
+
+def _set_aside(folder: Path, faults: dict[str, str]) -> int:
+    aside = quarantine_folder(folder)
     for above in sorted({parent for path in faults for parent in (folder / path).parents if parent.is_relative_to(folder)}):
         if (above / "train.csv").exists() or (above / "train_images").exists():
             raise UserError(f"{above} holds slides (train.csv or train_images); --quarantine moves nothing there")
@@ -82,6 +97,43 @@ def set_aside(folder: Path, faults: dict[str, str]) -> int:
     return _carry_out(folder)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep extractions and other quarantines out of ``folder`` for the block. Raises UserError where one is at work there."""
+    descriptor = _lock(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)  # the lock goes with it
+
+
+def _lock(folder: Path) -> int | None:
+    """What has to be closed to let go of the lock: the journal, or the folder itself where there is no journal.
+
+    Nothing is held where there are no locks to be had: on Windows, on some file systems, in a folder closed to us. Two runs in one
+    folder are then the user's to avoid. Raises UserError where the lock is held elsewhere.
+    """
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = _lockable(folder)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"an extraction into {folder} or another --quarantine of it is running; wait for its end") from None
+    return descriptor
+
+
+def _lockable(folder: Path) -> int:
+    path = folder / journal.NAME
+    if not path.exists():
+        return os.open(folder, os.O_RDONLY)
+    return os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)  # network disks want it open for writing
+
+
 def _plan(folder: Path, aside: Path, rows: list[Patch], faults: dict[str, str]) -> list[Entry]:
     by_path: dict[str, Patch] = {}
     plan, taken = [], set()
@@ -94,6 +146,8 @@ def _plan(folder: Path, aside: Path, rows: list[Patch], faults: dict[str, str]) 
             plan.append(Entry(relative, "", NO_FILE, _cells(row)))
         by_path.setdefault(relative, row)
     for path, reason in sorted(faults.items()):
+        if not _exists(inside(folder, path)):  # another run moved or removed it since it was looked at
+            continue
         target = _free(aside, path, taken)
         taken.add(target)
         row = by_path.get(path)
@@ -123,7 +177,8 @@ def _carry_out(folder: Path) -> int:
         for entry in plan:
             _move(folder, aside, entry)
         done = _read(aside / REASONS) if (aside / REASONS).exists() else []
-        _write(aside / REASONS, [*done, *(entry for entry in plan if entry not in done)])
+        written = set(done)
+        _write(aside / REASONS, [*done, *(entry for entry in plan if entry not in written)])
         (aside / PENDING).unlink()
     except OSError as error:
         raise UserError(

@@ -18,7 +18,9 @@ from PIL import Image
 import check_data
 from common.cli import run
 from data import quality, quality_report
+from data.journal import Journal
 from data.quality import find_folders, list_folder, scan_folder
+from data.shards import pack
 from data.workers import WorkerDied
 from tests.conftest import draw_mask, draw_slide, write_pyramid
 from tests.unit.test_quality import SIDE, judge, make_folder, row, save, tissue, write_manifest
@@ -197,6 +199,27 @@ def test_quarantine_then_nothing_is_broken(tmp_path, report):
     assert "damaged" not in found
     assert (tmp_path / "patches_quarantine" / rows[0].path).read_bytes() == b"x"
     assert report("--patches", "patches")[0] == 0
+
+
+def test_quarantine_during_an_extraction_is_refused_before_the_long_look(tmp_path, check, monkeypatch):
+    folder = tmp_path / "patches"
+    (folder / make_folder(folder)[0].path).write_bytes(b"x")
+    before = (folder / "patches.csv").read_bytes()
+    monkeypatch.setattr(check_data, "scan_patch_folder", lambda *_: pytest.fail("it looked at every patch first"))
+    with Journal(folder):
+        result = check("--patches", "patches", "--quarantine")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: an extraction into patches ")
+    assert (folder / "patches.csv").read_bytes() == before and not (tmp_path / "patches_quarantine").exists()
+
+
+def test_the_report_of_shards_shows_their_patches(tmp_path, check):
+    pytest.importorskip("pyarrow")
+    make_folder(tmp_path / "patches")
+    pack(tmp_path / "patches", tmp_path / "shards")
+    assert check("--patches", "shards").returncode == 0
+    page = Page((tmp_path / "logs" / "check_data" / "report.html").read_text())
+    assert page.tags.count("img") == 8 and all(source.startswith("data:image/jpeg") for source in page.sources)
 
 
 def test_hostile_names_reach_neither_terminal_nor_page(tmp_path, check):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import struct
@@ -17,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from common.errors import UserError
 from data import quality, quality_patches, quality_rows, quarantine
 from data.findings import Assessment, printable
+from data.journal import Journal
 from data.manifest import Patch, read_manifest, write_manifest
 from data.quality import list_folder, scan_patch
 from data.quality_patches import assess, near_groups, scan_patch_folder
@@ -241,9 +243,7 @@ def test_of_exact_copies_the_listed_one_is_kept(tmp_path):
     make_folder(tmp_path)
     save(tmp_path / "gleason4/a_0_0.png", tissue(0), compress_level=1)  # other bytes, same pixels, sorts first, no row
     assessment = judge(tmp_path)
-    assert checks(assessment)["duplicate"] == (
-        "gleason4/a_0_0.png: same pixels as gleason4/s0_0_0.png (on the other side of the split)",
-    )
+    assert checks(assessment)["duplicate"] == ("gleason4/a_0_0.png: same pixels as gleason4/s0_0_0.png",)
     assert "gleason4/s0_0_0.png" in assessment.scans
 
 
@@ -369,6 +369,74 @@ def test_an_unlisted_copy_does_not_take_the_listed_patch_with_it(tmp_path):
     rows = make_folder(tmp_path)
     save(tmp_path / "benign" / "copy_0_0.png", tissue(0))
     assert list(judge(tmp_path).faults) == ["benign/copy_0_0.png"] and rows[0].label == "gleason4"
+
+
+def near_copy(seed: int) -> Image.Image:
+    return ImageEnhance.Brightness(tissue(seed)).enhance(1.03)
+
+
+@pytest.mark.parametrize("place", ["gleason4", "test/gleason4"])
+def test_copies_without_a_row_are_on_no_side_of_the_split(tmp_path, place):
+    make_folder(tmp_path)
+    save(tmp_path / place / "t_0_0.png", tissue(0))
+    save(tmp_path / place / "t_2_0.png", near_copy(2))
+    findings = checks(judge(tmp_path))
+    assert findings["duplicate"] == (f"{place}/t_0_0.png: same pixels as gleason4/s0_0_0.png",)
+    assert findings["near_duplicates"] == (f"gleason4/s0_2_0.png = {place}/t_2_0.png",) and "near_leak" not in findings
+    assert findings["stray_files"] == (f"{place}/t_0_0.png", f"{place}/t_2_0.png")
+
+
+def test_listed_copies_across_the_split_are_told_as_such(tmp_path):
+    rows = make_folder(tmp_path)
+    save(tmp_path / "gleason4/s1_98_0.png", tissue(0))
+    write_manifest(tmp_path, [*rows, row("gleason4/s1_98_0.png", "test")])
+    (item,) = checks(judge(tmp_path))["duplicate"]
+    assert item == "gleason4/s1_98_0.png: same pixels as gleason4/s0_0_0.png (on the other side of the split)"
+
+
+def test_without_a_manifest_a_copy_outside_the_held_out_folder_is_a_leak(tmp_path):
+    for path, picture in (("test/a/0.png", tissue(0)), ("train/a/1.png", tissue(1)), ("a/2.png", near_copy(0))):
+        save(tmp_path / path, picture)
+    assert checks(judge(tmp_path))["near_leak"] == ("a/2.png = test/a/0.png",)  # training takes it for one of its own
+
+
+def test_pictures_without_a_row_do_not_decide_which_size_is_usual(tmp_path):
+    rows = make_folder(tmp_path)
+    for k in range(12):
+        save(tmp_path / "gleason4" / f"small_{k}_0.png", tissue(100 + k, 48))
+    assessment = judge(tmp_path)
+    assert not {patch.path for patch in rows} & assessment.faults.keys() and len(assessment.faults) == 12
+    assert checks(assessment)["odd_size"][0] == "gleason4/small_0_0.png: 48 x 48, most are 96 x 96"
+    assert assessment.scans.keys() == {patch.path for patch in rows}
+
+
+def test_where_no_listed_picture_is_sound_the_others_decide_which_size_is_usual(tmp_path):
+    for patch in make_folder(tmp_path, 2):
+        (tmp_path / patch.path).write_bytes(b"damaged")
+    for k in range(3):
+        save(tmp_path / "gleason4" / f"t_{k}_0.png", tissue(k))
+    assert "odd_size" not in checks(judge(tmp_path))
+
+
+def test_pictures_without_a_row_count_for_nothing(tmp_path):
+    make_folder(tmp_path)
+    before = judge(tmp_path)
+    for k in range(100):
+        save(tmp_path / "benign" / f"other_{k}_0.png", tissue(100 + k % 30, SIDE))
+    after = judge(tmp_path)
+    assert after.summary == before.summary == "8 patches of 2 slides, 8 fit for training"
+    assert after.tables == before.tables
+    same = ("amount", "few_of_label", "no_test_patches")
+    assert {name: checks(after).get(name) for name in same} == {name: checks(before).get(name) for name in same}
+    assert len(checks(after)["stray_files"]) == 100
+
+
+def test_a_manifest_without_rows_lists_no_patch(tmp_path):
+    make_folder(tmp_path)
+    write_manifest(tmp_path, [])
+    assessment = judge(tmp_path)
+    assert assessment.summary == "0 patches of 0 slides, 0 fit for training" and not assessment.faults
+    assert len(checks(assessment)["stray_files"]) == 8
 
 
 def test_slides_below_a_folder_are_never_quarantined(tmp_path):
@@ -513,6 +581,95 @@ def test_a_kill_at_any_step_loses_nothing_and_a_rerun_finishes(tmp_path, monkeyp
     assert everything(folder) | everything(aside) == before
     assert len((aside / "reasons.csv").read_text().splitlines()) == 7
     assert died == (step < 8)
+
+
+def test_what_was_set_aside_before_is_looked_up_and_not_searched(tmp_path, monkeypatch):
+    folder, compared = tmp_path / "patches", []
+
+    def equal(one, other):
+        compared.append(one)
+        return (one.path, one.moved_to, one.reason, one.row) == (other.path, other.moved_to, other.reason, other.row)
+
+    monkeypatch.setattr(quarantine.Entry, "__eq__", equal)
+    for start in (0, 40):
+        faults = {f"benign/s_{k}_0.png": "blank" for k in range(start, start + 40)}
+        for path in faults:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+        assert quarantine.set_aside(folder, faults) == 40
+    assert len((tmp_path / "patches_quarantine" / "reasons.csv").read_text().splitlines()) == 81
+    assert len(compared) <= 80
+
+
+def test_quarantine_does_not_touch_a_folder_that_is_extracted_into(tmp_path):
+    folder = tmp_path / "patches"
+    plant(folder)
+    faults, before, rows = judge(folder).faults, everything(folder), (folder / "patches.csv").read_bytes()
+    with Journal(folder):
+        for attempt in (lambda: quarantine.set_aside(folder, faults), lambda: quarantine.finish(folder)):
+            with pytest.raises(UserError, match=f"an extraction into {folder} .* is running; wait for its end"):
+                attempt()
+    assert everything(folder) == before and (folder / "patches.csv").read_bytes() == rows
+    assert not (tmp_path / "patches_quarantine").exists()
+    assert quarantine.finish(folder) == 0 and quarantine.set_aside(folder, faults) == 6
+
+
+@pytest.mark.parametrize("extracted", [False, True])
+def test_two_quarantines_of_one_folder_do_not_work_at_once(tmp_path, monkeypatch, extracted):
+    folder = tmp_path / "patches"
+    plant(folder)
+    if extracted:
+        Journal(folder).__exit__()
+    refused, move = [], quarantine._move
+
+    def meanwhile(*args):
+        for attempt in (lambda: quarantine.set_aside(folder, {}), lambda: quarantine.finish(folder)):
+            with pytest.raises(UserError, match="another --quarantine of it is running"):
+                attempt()
+        refused.append(args)
+        return move(*args)
+
+    monkeypatch.setattr(quarantine, "_move", meanwhile)
+    assert quarantine.set_aside(folder, judge(folder).faults) == 6 and len(refused) == 6
+    assert not judge(folder).broken
+
+
+def test_patches_that_another_quarantine_took_meanwhile_are_not_recorded_again(tmp_path):
+    folder = tmp_path / "patches"
+    plant(folder)
+    faults = judge(folder).faults
+    assert quarantine.set_aside(folder, faults) == 6
+    reasons = (tmp_path / "patches_quarantine" / "reasons.csv").read_bytes()
+    assert quarantine.set_aside(folder, faults) == 0
+    assert (tmp_path / "patches_quarantine" / "reasons.csv").read_bytes() == reasons
+
+
+def test_no_extraction_begins_while_patches_are_set_aside(tmp_path, monkeypatch):
+    folder, refused, move = tmp_path / "patches", [], quarantine._move
+    plant(folder)
+    Journal(folder).__exit__()
+
+    def meanwhile(*args):
+        with pytest.raises(UserError):
+            Journal(folder)
+        refused.append(args)
+        return move(*args)
+
+    monkeypatch.setattr(quarantine, "_move", meanwhile)
+    assert quarantine.set_aside(folder, judge(folder).faults) == len(refused) == 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such lock")
+def test_a_file_system_without_locks_stops_no_quarantine(tmp_path, monkeypatch):
+    import fcntl
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = tmp_path / "patches"
+    plant(folder)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert quarantine.set_aside(folder, judge(folder).faults) == 6
 
 
 def test_quarantine_leaves_a_damaged_manifest_alone(tmp_path):
