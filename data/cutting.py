@@ -59,7 +59,7 @@ class Job:
     format: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # all of all slides are held at once
 class Candidate:
     """A place for a patch. tissue: share of it, 0..1. label: what the mask's small level says; the full one decides later."""
 
@@ -283,9 +283,9 @@ def _label(mask: np.ndarray, record: SlideRecord) -> str:
 def rank(candidates: list[Candidate], slide_id: str, seed: int) -> list[Candidate]:
     """The order in which candidates become patches.
 
-    Labels take turns, so that the commonest tissue of a slide does not crowd out its cancer, and unlabelled places come last.
-    Within a label, places dense with tissue come first; among equals a seeded hash of the place decides, so that no part of
-    the slide is preferred.
+    Labels take turns, so that the commonest tissue of a slide does not crowd out its cancer, and unlabelled places come last. Which
+    label begins is drawn for each slide: where slides give one patch each, all labels are met with. Within a label, places dense
+    with tissue come first; among equals a seeded hash of the place decides, so that no part of the slide is preferred.
     """
     by_label = {label: [] for label in LABELS}
     for candidate in candidates:
@@ -294,7 +294,8 @@ def rank(candidates: list[Candidate], slide_id: str, seed: int) -> list[Candidat
     turns = []
     for label, items in by_label.items():
         items.sort(key=lambda item: item[0])
-        turns += [((label == "unlabelled", turn, label), candidate) for turn, (_, candidate) in enumerate(items)]
+        drawn = derive_seed(seed, f"{slide_id}/{label}")
+        turns += [((label == "unlabelled", turn, drawn), candidate) for turn, (_, candidate) in enumerate(items)]
     return [candidate for _, candidate in sorted(turns, key=lambda item: item[0])]
 
 

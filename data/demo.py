@@ -108,9 +108,9 @@ def _claim_folder(out: Path, settings: dict, table: str) -> None:
         raise UserError(
             f"{out / 'train.csv'} lists more or other slides than asked for; choose another --out or remove that folder"
         )
+    write_text(out / SETTINGS, json.dumps(settings) + "\n")  # first: a folder of slides without it is refused
     for name in ("train_images", "train_label_masks"):
         (out / name).mkdir(exist_ok=True)
-    write_text(out / SETTINGS, json.dumps(settings) + "\n")
 
 
 def _write_all(out: Path, indices: list[int], size: int, seed: int, workers: int) -> Iterator[None]:

@@ -577,7 +577,7 @@ def _row(record: SlideRecord, item: Cut, path: str, split: str) -> Patch:
 def _why_empty(known: Known, quota: int) -> str:
     if known.scan.cause:
         return known.scan.cause
-    if not quota and not known.rejected:
+    if not quota and known.next_index < len(known.scan.candidates):
         return "no patch was needed from it"
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(known.rejected.items()))
     return f"all {len(known.scan.candidates)} places with tissue were rejected ({reasons})"

@@ -1,11 +1,14 @@
 """Choosing places on one slide: grids, ranking, names."""
 
+from collections import Counter
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from data.cutting import Candidate, file_stem, find_places, rank, relative_path
+from data.cutting import Candidate, Scan, file_stem, find_places, rank, relative_path
+from data.patches import _why_empty
 from tests.conftest import tissue_texture
 
 WHITE = (255, 255, 255)
@@ -101,6 +104,14 @@ def test_labels_take_turns_and_unlabelled_come_last():
     assert all(item.label == "unlabelled" for item in ranked[23:])
 
 
+def test_where_slides_give_a_few_patches_each_all_labels_are_met_with():
+    items = [item for label in ("benign", "gleason3", "gleason4", "gleason5") for item in candidates(label, 5)]
+    ranked = [rank(items, f"slide{number}", 0) for number in range(200)]
+    first = Counter(order[0].label for order in ranked)
+    assert len(first) == 4 and min(first.values()) > 30, first
+    assert all(len({item.label for item in order[:4]}) == 4 for order in ranked)
+
+
 def test_dense_tissue_comes_first_and_order_depends_on_the_seed_alone():
     items = candidates("benign", 30, 0.6) + [Candidate(9000, 0, 0.9, "benign")]
     ranked = rank(items, "s", 0)
@@ -108,6 +119,15 @@ def test_dense_tissue_comes_first_and_order_depends_on_the_seed_alone():
     assert rank(items[::-1], "s", 0) == ranked
     assert rank(items, "s", 1) != ranked
     assert [item.x for item in ranked[1:]] != sorted(item.x for item in ranked[1:])
+
+
+def test_a_slide_whose_share_went_to_another_is_not_called_useless():
+    def why(looked_at):
+        return _why_empty(
+            SimpleNamespace(scan=Scan(candidates("benign", 5)), next_index=looked_at, rejected={"blur": looked_at}), 0
+        )
+
+    assert why(1) == "no patch was needed from it" and why(5) == "all 5 places with tissue were rejected (5 blur)"
 
 
 @pytest.mark.parametrize("slide_id", ["a b", "../x", "ä", "x" * 300, "a/b", ".hidden", "a\nb"])
