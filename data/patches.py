@@ -438,7 +438,9 @@ class Run:
                 if isinstance(outcome, WorkerDied):
                     reason = "its worker process died twice: a crash in the decoder, or not enough memory (try fewer --workers)"
                     outcome = Failure(job.record.slide_id, what, reason)
-                if isinstance(outcome, Failure):
+                if isinstance(outcome, Failure) and what == "draw":
+                    say(f"warning: slide {outcome.slide_id} keeps its patches and has no overlay: {outcome.reason}")
+                elif isinstance(outcome, Failure):
                     self.failed[outcome.slide_id] = outcome
                     count = len(self.journal.known(outcome.slide_id).cuts)
                     what_of_it = f"gives no more than the {count} patches that it gave before" if count else "left out"

@@ -252,12 +252,13 @@ def tissue():
 
 
 def test_real_tissue_of_other_slides_is_not_accused(tissue):
-    half = len(tissue["test"]) // 2
+    half = min(len(tissue["test"]) // 2, 48)
     thumbnails = tissue["train"].reshape(-1, 32, 2, 32, 2, 3).mean((2, 4)).astype(np.uint8)
-    suspicions = pixel_suspicions(tissue["test"][:half], tissue["test"][half:], thumbnails)
+    other = tissue["test"][-half:]
+    suspicions = pixel_suspicions(tissue["test"][:half], other, thumbnails)
     assert all((suspicion.excess < 1).all() for suspicion in suspicions)
     copies = np.concatenate([tissue["train"][:5, ::-1], tissue["test"][:half]])
-    assert (pixel_suspicions(copies, tissue["test"][half:], thumbnails)[0].excess > 1).sum() == 5
+    assert (pixel_suspicions(copies, other, thumbnails)[0].excess > 1).sum() == 5
 
 
 def test_a_ring_in_the_corner_of_real_tissue_is_found(tissue):

@@ -20,7 +20,7 @@ from torchvision.datasets import ImageFolder
 
 import extract_patches
 from common.errors import UserError
-from data import patches
+from data import cutting, patches
 from data.extract_report import report
 from data.journal import NAME as JOURNAL
 from data.manifest import read_manifest, write_manifest
@@ -158,6 +158,21 @@ def test_the_patch_that_does_not_divide_goes_to_a_slide_that_the_seed_decides(se
     chosen = [larger(seed) for seed in range(4)]
     assert all(len(slides) == 1 for slides in chosen)
     assert len({slide for slides in chosen for slide in slides}) > 1
+
+
+def test_an_overlay_that_cannot_be_drawn_costs_no_patch(settings, monkeypatch, capsys):
+    draw = cutting._overlay
+
+    def sometimes(picture, extent, mask, span, cuts):
+        if (first.x, first.y) in [(item.x, item.y) for item in cuts]:
+            raise ValueError("no picture")
+        return draw(picture, extent, mask, span, cuts)
+
+    first = next(patch for patch in extract(settings).patches if patch.slide_id == "aaa2")
+    monkeypatch.setattr(cutting, "_overlay", sometimes)
+    again = extract(replace(settings, output_dir=settings.output_dir.with_name("again")))
+    assert "slide aaa2 keeps its patches and has no overlay: " in "".join(capsys.readouterr())
+    assert not again.failed and any(patch.slide_id == "aaa2" for patch in again.patches)
 
 
 def test_running_again_does_nothing_and_changes_nothing(settings):

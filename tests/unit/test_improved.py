@@ -488,7 +488,7 @@ def test_diversity_is_measured_beside_real_batches():
 
 
 def test_a_collapse_is_named_in_plain_words():
-    lines = [{"images": 100 * k, "loss_d": 0.5, "diversity": 0.2} for k in range(20)]
+    lines = [{"images": 10_000 + 100 * k, "loss_d": 0.5, "diversity": 0.2} for k in range(20)]
     assert "mode collapse" in collapses(History(lines, []))
     assert collapses(History([line | {"diversity": 0.8} for line in lines], [])) == ""
     assert collapses(History(lines[:3], [])) == ""

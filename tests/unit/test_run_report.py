@@ -336,7 +336,8 @@ def run(tmp_path):
 
 def test_a_line_judges_as_many_training_patches_as_held_out_ones_and_few_beside_those_trained_on(run, monkeypatch):
     asked = []
-    run.held_out = HeldOut((torch.zeros(20, 1), torch.zeros(20)), lambda count, seed: (torch.ones(count, 1), None), None)
+    unseen, trained_on = (lambda count, seed, fill=fill: (torch.full((count, 1), fill), None) for fill in (0.0, 1.0))
+    run.held_out = HeldOut(unseen, trained_on, None)
     monkeypatch.setattr(run.trainer, "share_judged_real", lambda images, labels: asked.append(len(images)) or images.mean().item())
     for seen in (0, 300, 10_000):
         run.meter.images = seen
