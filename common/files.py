@@ -91,3 +91,24 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_all(file, content: bytes) -> None:
+    """Write all of ``content`` to an unbuffered file; a disk that becomes full takes a part and then refuses. Raises OSError."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
+
+
+def take_lock(file) -> bool:
+    """Hold the lock of an open file (or descriptor) until it is closed, however the process ends; False where another one does.
+
+    Raises ImportError on Windows and OSError on a file system that has no locks: then nothing is held.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

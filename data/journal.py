@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import take_lock
 from data.cutting import Candidate, Cut, Scan
 
 NAME = "extract.jsonl"
@@ -110,10 +111,8 @@ class Journal:
 
 def _lock(file, folder: Path) -> None:
     try:
-        import fcntl
+        taken = take_lock(file)
     except ImportError:  # Windows has no such lock; two runs in one folder are then the user's to avoid
         return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another extraction is running in {folder}; wait for it, or use another --output_dir") from None
+    if not taken:
+        raise UserError(f"another extraction is running in {folder}; wait for it, or use another --output_dir")

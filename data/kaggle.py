@@ -253,7 +253,7 @@ class Kaggle:
                 return True  # by another thread
             if self.new_token is None or begun - self._renewed < RENEWAL_HELPS or not (token := self.new_token()):
                 return False
-            self._session.auth = _Bearer(token)
+            self._session.auth = self._client.http_client().BearerAuth(token)
             self._renewed = time.monotonic()
         return True
 
@@ -291,15 +291,6 @@ class RefusedError(UserError):
 
 def _anonymous(request):
     return request
-
-
-class _Bearer(requests.auth.AuthBase):
-    def __init__(self, token: str):
-        self._token = token
-
-    def __call__(self, request):
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 def connect(line: Line, warn: Callable[[str], None]) -> Kaggle:

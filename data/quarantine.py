@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import inside, write_csv
+from common.files import inside, take_lock, write_csv
 from data import journal, manifest
 from data.manifest import COLUMNS, QUARANTINE_SUFFIX, Patch
 from data.panda import read_csv_rows
@@ -116,14 +116,10 @@ def _lock(folder: Path) -> int | None:
     """
     descriptor = None
     with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
         descriptor = _lockable(folder)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(descriptor):
             os.close(descriptor)
-            raise UserError(f"an extraction into {folder} or another --quarantine of it is running; wait for its end") from None
+            raise UserError(f"an extraction into {folder} or another --quarantine of it is running; wait for its end")
     return descriptor
 
 

@@ -194,9 +194,9 @@ class _Visits:
         self.downloader.go_on_after(outcome)
         if isinstance(outcome, GaveUpError):
             self.downloader.line.log(f"failed: {outcome}")
-            for name in item.files:  # its room is given to others
-                inside(self.downloader.folder, name).unlink(missing_ok=True)
-                PartFile(inside(self.downloader.folder, name)).drop()
+            for path in (inside(self.downloader.folder, name) for name in item.files):  # its room is given to others
+                path.unlink(missing_ok=True)
+                PartFile(path).drop()
             self.room.give(item.room)
             failed.append(item.slide_id)
             return

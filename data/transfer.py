@@ -27,7 +27,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from common.errors import UserError
-from common.files import replacing
+from common.files import replacing, write_all
 
 CHUNK = 1 << 20
 LONGEST_TOLD_WAIT = 3600.0
@@ -290,7 +290,7 @@ class PartFile:
                 if not chunk:
                     break
                 with disk_errors(self.path):
-                    _write_all(file, chunk)
+                    write_all(file, chunk)
                 got += len(chunk)
                 line.count(len(chunk))
         if wanted is not None and got < wanted:
@@ -314,12 +314,6 @@ def read_some(response: requests.Response, limit: int) -> bytes:
     except (urllib3.exceptions.HTTPError, OSError) as error:
         response.close()
         raise TryAgainError(explain(error)) from None
-
-
-def _write_all(file, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
 
 
 class disk_errors:  # noqa: N801 - reads as a statement

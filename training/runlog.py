@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.files import replacing
+from common.files import replacing, write_all
 from common.pictures import png
 from common.progress import overheard, say, show
 from training import processes
@@ -175,10 +175,9 @@ def _append(path: Path, line: str) -> None:
     """Add a line to a file, all of it or nothing: half a line before the next one would make both unreadable."""
     try:
         with open(path, "ab", buffering=0) as file:
-            start, rest = file.tell(), (line + "\n").encode()
+            start = file.tell()
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]  # a disk that becomes full takes a part, and refuses the next
+                write_all(file, (line + "\n").encode())
             except OSError:
                 file.truncate(start)
                 raise

@@ -114,7 +114,7 @@ def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch, caps
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("training.lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     lock_folder(tmp_path).close()
     assert "has no locks" in "".join(capsys.readouterr())
 
