@@ -30,7 +30,7 @@ from models.features import LITE0_WEIGHTS
 from models.layers import reduced
 from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
-from training.device import check_speed_ups, choose_device
+from training.device import calculates_in_half, check_speed_ups, choose_device
 from training.dry_run import dry_run
 from training.lock import lock_folder
 from training.run import Follower, Habits, HeldOut, Run
@@ -71,7 +71,7 @@ def begin(args, notes: Notes) -> int:
     if state:
         presets.check_same_networks(args, model)
         resume.restore(trainer, state, folder)
-    trainer.speed_up(args.precision == "bfloat16", args.compile)
+    trainer.speed_up(calculates_in_half(config.precision, device), args.compile)
     if trainer.images >= trainer.images_total and (args.dry_run or checkpoint.is_complete(folder)):
         say(f"{source} has {trainer.epoch:.0f} of {config.epochs} epochs: nothing left to do; a larger --epochs trains on")
         return 0
@@ -135,7 +135,7 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
         dataset.report = partial(log_line, log_folder)  # also from worker processes
         log.line(presets.in_words(trainer, len(dataset), source))
         log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
-        habits = Habits.typed(args, folder)
+        habits = Habits.of(trainer.config, args.keep, folder)
         held_out = held_out_patches(dataset, trainer, habits.eval_every > 0) if first else None
         run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))

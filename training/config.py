@@ -1,4 +1,4 @@
-"""What a run is: everything but the architecture that decides its result. Stored in every checkpoint."""
+"""What a run is beside its architecture, so that --resume by itself goes on with all of it. Stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ class TrainConfig:
     penalty_every steps and so much more strongly (lazy regularisation, Karras et al., StyleGAN2, 2020). perceptual: weight of the
     feature matching. grading: weight of labels being clear, see models.grader. adaptive: kinds of augmentation in front of D, []
     for none. warmup_images, lr_decay: see training.schedule.
-    grow_images: length of a phase of progressive growing. betas: Adam's. Raises UserError for grading without labels.
+    grow_images: length of a phase of progressive growing. betas: Adam's.
+    save_every, sample_every, eval_every: epochs between numbered checkpoints, pictures, and scores; 0 for no scores, None for such
+    as take little of the time. precision: of convolutions in training, float32 or bfloat16. auto_batch: whether batches are taken in
+    parts when GPU memory is full. Raises UserError for grading without labels.
     """
 
     patches: str
@@ -45,6 +48,11 @@ class TrainConfig:
     lr_decay: str = "none"
     grow_images: int = 10_000
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
+    save_every: int = 10
+    sample_every: int = 5
+    eval_every: int | None = None
+    precision: str = "float32"
+    auto_batch: bool = False
 
     def __post_init__(self):
         if self.grading and self.condition == "none":

@@ -10,6 +10,7 @@ import sys
 import torch
 
 from common.errors import UserError
+from common.progress import say
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,6 +37,14 @@ def check_speed_ups(device: torch.device, half: bool, compiled: bool) -> None:
     compiler = os.environ.get("CXX", "g++")
     if compiled and shutil.which(compiler) is None:
         raise UserError(f"--compile needs a C++ compiler and {compiler} is not installed; install it or leave --compile out")
+
+
+def calculates_in_half(precision: str, device: torch.device) -> bool:
+    """Whether a run of this precision calculates in bfloat16 here; said where it does not, as when gone on with on a CPU."""
+    half = precision == "bfloat16"
+    if half and device.type != "cuda":
+        say("note: the run was trained with --precision bfloat16, which is for CUDA, and goes on in float32 on this machine")
+    return half and device.type == "cuda"
 
 
 def describe(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from models.config import DISCRIMINATORS, MODELS, NORMS, WIDTHS
 from models.losses import OBJECTIVES
 from training.processes import world_size
 
-# Flags that describe the run and not the machine: name -> whether a resumed run may change it.
+# Flags that a checkpoint holds: name -> whether a resumed run may change it.
 RUN_FLAGS = {
     "epochs": True,
     "batch_size": True,
@@ -31,6 +31,11 @@ RUN_FLAGS = {
     "warmup_images": True,
     "lr_decay": True,
     "grow_images": False,
+    "save_every": True,
+    "sample_every": True,
+    "eval_every": True,
+    "precision": True,
+    "auto_batch": True,
 }
 # Flags that shape the improved model's networks, passed on to improved_config.
 MODEL_FLAGS = ("preset", "discriminator", "norm", "attention", "spectral_norm", "grow_from", "window")
@@ -199,12 +204,11 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--save_every",
         type=positive_int,
-        default=10,
         metavar="EPOCHS",
-        help="epochs between numbered checkpoints; default %(default)s",
+        help="epochs between numbered checkpoints; default 10",
     )
     group.add_argument(
-        "--sample_every", type=positive_int, default=5, metavar="EPOCHS", help="epochs between sample pictures; default %(default)s"
+        "--sample_every", type=positive_int, metavar="EPOCHS", help="epochs between sample pictures; default 5"
     )
     group.add_argument(
         "--eval_every",
@@ -221,8 +225,7 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
-        default="float32",
-        help="numbers of convolutions in training; bfloat16 on CUDA alone, CPUs gain little by it or lose; default %(default)s",
+        help="numbers of convolutions in training; bfloat16 on CUDA alone, CPUs gain little by it or lose; default float32",
     )
     group.add_argument(
         "--compile",
@@ -231,7 +234,8 @@ def _files(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--auto_batch",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=None,
         help="when GPU memory is full, take each batch in parts: slower, the same result; default off",
     )
     group.add_argument("--dry_run", action="store_true", help="print configuration, size, memory and time per epoch, and leave")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import signal
@@ -20,6 +19,7 @@ from torch import Tensor
 from common.errors import UserError
 from models.layers import GROUP
 from training import checkpoint
+from training.config import TrainConfig
 from training.device import describe, peak_memory_mb
 from training.guard import DivergedError, check_finite, save_patiently
 from training.presets import settings_of
@@ -59,11 +59,11 @@ class Habits:
     auto_batch: bool = False
 
     @staticmethod
-    def typed(args: argparse.Namespace, folder: Path) -> Habits:
-        """As the flags say; a resumed run keeps as many numbered checkpoints as are in ``folder``."""
-        eval_every, eval_share = (20, 0.05) if args.eval_every is None else (args.eval_every, 1.0)
-        keep = args.keep or max(3, len(checkpoint.all_numbered(folder)))
-        return Habits(args.save_every, args.sample_every, eval_every, keep, eval_share, args.auto_batch)
+    def of(config: TrainConfig, keep: int | None, folder: Path) -> Habits:
+        """As the settings say. keep None: a resumed run keeps as many numbered checkpoints as are in ``folder``, a new one three."""
+        eval_every, eval_share = (20, 0.05) if config.eval_every is None else (config.eval_every, 1.0)
+        keep = keep or max(3, len(checkpoint.all_numbered(folder)))
+        return Habits(config.save_every, config.sample_every, eval_every, keep, eval_share, config.auto_batch)
 
 
 @dataclass(frozen=True)

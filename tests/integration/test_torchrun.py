@@ -16,8 +16,11 @@ from PIL import Image
 
 from models.config import dcgan_config
 from tests.conftest import write_noise_patches
+from tests.distributed_losses import both_models
+from tests.scripts import run_script
 from training import checkpoint
 from training.config import TrainConfig
+from training.processes import Processes
 from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,22 +33,28 @@ def torchrun(processes, *words, restarts=0):
 
 
 def losses(processes, steps):
-    words = [ROOT / "tests" / "distributed_losses.py", steps]
-    words = list(map(str, [sys.executable, *words])) if processes == 1 else torchrun(processes, *words)
+    words = torchrun(processes, ROOT / "tests" / "distributed_losses.py", steps)
     done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_two_processes_take_the_steps_of_one():
-    one, two = losses(1, 4), losses(2, 4)
+@pytest.fixture
+def in_double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_two_processes_take_the_steps_of_one(in_double):
+    one, two = both_models(4, Processes()), losses(2, 4)
     for model in ("improved", "dcgan"):
         assert np.allclose(one[model], two[model], rtol=1e-6), model
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_takes_the_steps_of_one():
-    one = losses(1, 50)
+def test_any_number_of_processes_takes_the_steps_of_one(in_double):
+    one = both_models(50, Processes())
     for processes in (2, 4):
         several = losses(processes, 50)
         for model in ("improved", "dcgan"):
@@ -92,15 +101,14 @@ def test_two_processes_generate_the_images_of_one(tmp_path):
     trainer = Trainer(dcgan_config(64, 0), TrainConfig("x", "none"), [], [], 10, torch.device("cpu"))
     (tmp_path / "checkpoints").mkdir()
     checkpoint.save(tmp_path / "checkpoints" / checkpoint.FINAL, trainer.state())
-    made = []
-    for name, start in (("one", [sys.executable]), ("two", torchrun(2))):
-        words = [*start, ROOT / "generate.py", "--num", 50, "--out", name, "--device", "cpu"]
-        done = subprocess.run(list(map(str, words)), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        files = (path for path in (tmp_path / name).rglob("*") if path.is_file())
-        made.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
-    assert len(made[0]) == 51
-    assert made[0] == made[1]
+    flags = ["--checkpoint", tmp_path / "checkpoints" / checkpoint.FINAL, "--num", 50, "--device", "cpu", "--out"]
+    run_script("generate", *flags, tmp_path / "one")
+    words = torchrun(2, ROOT / "generate.py", *flags, tmp_path / "two")
+    done = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("one", "two"))
+    assert len(one) == 51
+    assert one == two
 
 
 @pytest.mark.slow

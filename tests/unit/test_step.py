@@ -483,7 +483,8 @@ def test_bare_weights_are_those_of_the_average_too():
 
 
 def test_a_resumed_run_keeps_its_settings_and_takes_the_typed_ones():
-    before = TrainConfig("x", "label", augmentation={"flips": 0.5, "noise": 2.0}, r1=0.3, lr_g=1e-3)
+    habits = {"save_every": 2, "sample_every": 3, "eval_every": 0, "precision": "bfloat16", "auto_batch": True}
+    before = TrainConfig("x", "label", augmentation={"flips": 0.5, "noise": 2.0}, r1=0.3, lr_g=1e-3, **habits)
     state = {"config": before.to_dict(), "model": dcgan_config(64, CLASSES).to_dict()}
 
     def resumed(*flags):
@@ -492,6 +493,8 @@ def test_a_resumed_run_keeps_its_settings_and_takes_the_typed_ones():
     assert resumed() == before
     changed = resumed("--flips", "0.25", "--elastic", "1.5", "--lr_g", "0.004")
     assert changed == replace(before, augmentation={"flips": 0.25, "noise": 2.0, "elastic": 1.5}, lr_g=4e-3)
+    changed = resumed("--eval_every", "5", "--precision", "float32", "--no-auto_batch")
+    assert changed == replace(before, eval_every=5, precision="float32", auto_batch=False)
     with pytest.raises(UserError, match="--label_smoothing belongs to"):
         resumed("--objective", "hinge", "--label_smoothing", "0.2")
 
