@@ -21,7 +21,7 @@ _CUT_FIELDS = [item.name for item in fields(Cut)]
 @dataclass
 class Known:
     """What the journal says about one slide. fingerprint: of slide and mask when it was scanned. drawn: the overlay's digest.
-    places: every (x, y) that was ever a candidate, so that files of ours are recognised as such. side: of the split, or ""."""
+    before: (x, y) of the candidates of earlier scans, whose files are ours as well. side: of the split, or ""."""
 
     fingerprint: list = field(default_factory=list)
     scan: Scan | None = None
@@ -29,8 +29,13 @@ class Known:
     next_index: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     drawn: str = ""
-    places: set[tuple[int, int]] = field(default_factory=set)
+    before: set[tuple[int, int]] = field(default_factory=set)
     side: str = ""
+
+    def was_candidate(self, x: int, y: int) -> bool:
+        """Whether there ever was a candidate at a place, so that a file of ours is recognised as such."""
+        now = self.scan.candidates if self.scan else ()
+        return (x, y) in self.before or any((item.x, item.y) == (x, y) for item in now)
 
 
 class Journal:
@@ -98,9 +103,10 @@ class Journal:
         if "scan" in entry:
             candidates = [Candidate(*item) for item in entry["candidates"]]
             known = self.known(entry["scan"])
+            if known.scan:
+                known.before |= {(item.x, item.y) for item in known.scan.candidates}
             known.fingerprint, known.scan = entry["fingerprint"], Scan(candidates, entry["cause"], entry["rejected"])
             known.cuts, known.next_index, known.rejected, known.drawn, known.side = [], 0, {}, "", entry.get("side", "")
-            known.places |= {(item.x, item.y) for item in candidates}
         elif "cut" in entry:
             cuts = [Cut(*row) for row in entry["rows"]]
             known = self.known(entry["cut"])

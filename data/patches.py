@@ -568,7 +568,7 @@ def _is_ours(name: str, stems: dict[str, Known]) -> bool:
     """Whether a file in a label folder was made by this program from a place that the journal knows."""
     match = _OURS.fullmatch(name)
     known = match and stems.get(match["stem"])
-    return bool(known and (int(match["x"]), int(match["y"])) in known.places)
+    return bool(known and known.was_candidate(int(match["x"]), int(match["y"])))
 
 
 def _row(record: SlideRecord, item: Cut, path: str, split: str) -> Patch:

@@ -207,9 +207,7 @@ def _files(group: argparse._ArgumentGroup) -> None:
         metavar="EPOCHS",
         help="epochs between numbered checkpoints; default 10",
     )
-    group.add_argument(
-        "--sample_every", type=positive_int, metavar="EPOCHS", help="epochs between sample pictures; default 5"
-    )
+    group.add_argument("--sample_every", type=positive_int, metavar="EPOCHS", help="epochs between sample pictures; default 5")
     group.add_argument(
         "--eval_every",
         type=natural,

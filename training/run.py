@@ -60,7 +60,7 @@ class Habits:
 
     @staticmethod
     def of(config: TrainConfig, keep: int | None, folder: Path) -> Habits:
-        """As the settings say. keep None: a resumed run keeps as many numbered checkpoints as are in ``folder``, a new one three."""
+        """As the settings say. keep None: three numbered checkpoints, or as many as a resumed run has in ``folder``."""
         eval_every, eval_share = (20, 0.05) if config.eval_every is None else (config.eval_every, 1.0)
         keep = keep or max(3, len(checkpoint.all_numbered(folder)))
         return Habits(config.save_every, config.sample_every, eval_every, keep, eval_share, config.auto_batch)
