@@ -75,8 +75,8 @@ class ImprovedGenerator(nn.Module):
     """z (N, latent_dim), labels (N,) -> images (N, 3, S, S), about [-1, 1]; squashing them would starve white glass of gradient.
 
     growth: log2 of the resolution painted, fractions while the next one fades in: 5.5 is 32 pixels with half of what the 64-pixel
-    level adds. Images smaller than the output size S come enlarged by repeating pixels, so that averaging gives them back, larger
-    ones averaged down. It travels in the state_dict.
+    level adds. Images smaller than the output size S come smoothly enlarged (repeated pixels would be a grid), larger ones averaged
+    down. It travels in the state_dict.
     """
 
     def __init__(self, config: ModelConfig):
@@ -186,4 +186,6 @@ class ImprovedGenerator(nn.Module):
 
     def _at_output_size(self, images: Tensor) -> Tensor:
         size = self.config.output_size
-        return reduced(images, size) if images.shape[-1] >= size else F.interpolate(images, size=(size, size), mode="nearest")
+        if images.shape[-1] >= size:
+            return reduced(images, size)
+        return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)

@@ -98,6 +98,18 @@ def test_images_painted_larger_come_out_averaged_and_are_learned_as_painted():
     assert (config.seen, config.grow_from, config.output_size) == (32, 64, 32)
 
 
+def test_images_of_a_model_that_still_grows_come_enlarged_without_a_grid():
+    config = small()
+    generator, _ = build(config)
+    generator.growth = 4.0
+    z = torch.randn(4, config.latent_dim)
+    painted, shown = generator(z, LABELS, View(4.0)), generator(z, LABELS)
+    assert shown.shape == (4, 3, 64, 64)
+    assert (avg_pool2d(shown, 4) - painted).std() < 0.3 * painted.std()
+    steps = shown.diff(dim=-1).square().mean(dim=(0, 1, 2))[8:-8]  # repeated pixels would step at every fourth one alone
+    assert steps.min() > 0.2 * steps.max()
+
+
 def test_a_shifted_field_paints_the_same_tissue_elsewhere():
     config = small(attention=False)
     generator, _ = build(config)
