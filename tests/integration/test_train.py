@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,25 @@ from PIL import Image
 from common.errors import UserError
 from data.manifest import Patch, write_manifest
 from metrics.features import Extractor
+from models.config import dcgan_config
 from tests.scripts import run_script
-from training import checkpoint
+from training import checkpoint, presets
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow_baseline():
+    """What runs in this process has few feature maps: what is tested here is around the networks."""
+
+    def narrow(*arguments):
+        config = dcgan_config(*arguments)
+        return replace(config, g_channels=(8,) * len(config.g_channels), d_channels=(8,) * len(config.d_channels))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(presets, "dcgan_config", narrow)
+        yield
 
 
 @pytest.fixture(scope="module")
