@@ -18,15 +18,22 @@ distributed = pytest.importorskip("distributed")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def cluster(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
     """Two worker processes of one thread."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    options = {"dashboard_address": None, "silence_logs": 50, "local_directory": str(tmp_path / "dask")}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, **options) as cluster:
-        yield cluster
-        with distributed.Client(cluster) as client:  # a cluster that is closed while it starts a worker anew stumbles
-            client.wait_for_workers(2, timeout=30)
+    options = {"dashboard_address": None, "silence_logs": 50, "local_directory": str(tmp_path_factory.mktemp("dask"))}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(ROOT))
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, **options) as cluster:
+            yield cluster
+
+
+@pytest.fixture
+def cluster(two_workers):
+    """The two, both at work when a test begins; a cluster that is closed while it starts a worker anew stumbles."""
+    yield two_workers
+    with distributed.Client(two_workers) as client:
+        client.wait_for_workers(2, timeout=30)
 
 
 def contents(folder):

@@ -36,10 +36,11 @@ def test_inception_equals_the_packaged_network():
     assert extract(images, inception()) == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-@pytest.fixture
-def state_dict(tmp_path):
-    torch.save(inception_module._from_torchscript(INCEPTION_WEIGHTS.path()), tmp_path / "inception.pth")
-    return tmp_path / "inception.pth"
+@pytest.fixture(scope="module")
+def state_dict(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(inception_module._from_torchscript(INCEPTION_WEIGHTS.path()), path)
+    return path
 
 
 @inception_is_here

@@ -306,8 +306,10 @@ def test_every_sign_of_a_dead_worker_is_understood(error):
 
 @pytest.mark.parametrize("kind", [RuntimeError, FileNotFoundError])
 def test_an_error_in_a_living_worker_is_not_taken_for_its_death(kind):
+    batches = iter(DataLoader(Faulty(kind), num_workers=1))
     with pytest.raises(kind, match="a bug"):
-        next_of(iter(DataLoader(Faulty(kind), num_workers=1)))
+        next_of(batches)
+    batches._shutdown_workers()  # the exception holds on to them, and waits five seconds when it is let go
 
 
 def test_no_signal_of_a_dead_worker_can_tear_a_step(tmp_path, patches):

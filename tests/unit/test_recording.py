@@ -80,7 +80,7 @@ def same(a, b, close):
 def test_recorded_steps_are_the_same_steps(model, settings):
     stream = Repeating()
     direct, recorded = make(model, **settings), make(model, **settings)
-    steps = 40 if model == "residual" else 12
+    steps = 26 if model == "residual" else 12
     numbers = trained(direct, steps, None), trained(recorded, steps, Recorder(stream))
     assert stream.recorded >= (1 if model == "dcgan" else 2) and stream.replayed > steps // 3
     # To rounding: how far a resolution has faded in is a number for the one and a tensor for the other.
@@ -92,7 +92,7 @@ def test_old_recordings_make_room(monkeypatch):
     monkeypatch.setattr(recording, "MOST", 2)
     stream = Repeating()
     recorder = Recorder(stream)
-    trained(make("residual", perceptual=0.0, penalty_every=2), 40, recorder)
+    trained(make("residual", perceptual=0.0, penalty_every=2), 26, recorder)
     assert len(recorder._recordings) == 2 and stream.recorded > 2
 
 
