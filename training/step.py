@@ -67,10 +67,17 @@ def diversity(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def seen_by(view: View | None, images: Tensor, corners: Tensor | None) -> Tensor:
-    """What a view shows of real images (N, 3, S, S): all at its resolution, or a window of each at its corner, (N, 2)."""
+    """What a view shows of real images (N, 3, S, S): all at its resolution, or a window of each at its corner, (N, 2).
+
+    While a resolution fades in, it does so in real images too (Karras et al., progressive growing, 2018): detail that no generated
+    image may have yet would give them away.
+    """
     if view is None:
         return images
     images = reduced(images, view.resolution)
+    if torch.is_tensor(view.fade) or view.fade < 1.0:
+        coarse = nn.functional.interpolate(reduced(images, view.resolution // 2), scale_factor=2.0, mode="bilinear")
+        images = torch.lerp(coarse, images, view.fade)
     if not view.windowed:
         return images
     return cut_out(images, corners, view.side).contiguous(memory_format=torch.channels_last)

@@ -25,7 +25,7 @@ from training.processes import Processes
 from training.recording import Recorder, Stream
 from training.sampling import Sampler, calibrate
 from training.schedule import growth, learning_rate_factor, view_of
-from training.step import STATISTICS, Batch, GanStep, directly, restore_optimizer
+from training.step import STATISTICS, Batch, GanStep, directly, restore_optimizer, seen_by
 
 ADAPT_STEPS = 16
 
@@ -267,15 +267,15 @@ class Trainer:
         """
         # Copies, since batch norm would remember the images.
         judge = run_alone(copy.deepcopy(self.step.discriminator))
-        # At full size like the patches, which are averaged down after it where less is looked at.
-        whole = (View(self.step.generator.growth),) if self.model.grow_from else ()
+        view = View(self.step.generator.growth) if self.model.grow_from else None  # at full size; averaged down where D sees less
+        whole = () if view is None else (view,)
         paint = run_alone(copy.deepcopy(self.step.generator)) if self.config.objective in RELATIVE else None
         random = torch.Generator().manual_seed(derive_seed(self.config.seed, "judged", self.images))
         real, fake = [], []
         for part in torch.arange(len(images)).split(max(2, self.config.batch_size)):
             batch = images[part].to(self.device, memory_format=torch.channels_last)
             asked = labels[part].to(self.device) if self.model.num_classes else None
-            real.append(judge(batch, asked))
+            real.append(judge(seen_by(view, batch, None), asked))
             if paint:
                 z = torch.randn(len(part), self.model.latent_dim, generator=random).to(self.device)
                 fake.append(judge(paint(z, asked, *whole), asked))

@@ -359,6 +359,17 @@ def test_windows_of_real_images_lie_at_their_corners():
     assert torch.equal(seen_by(View(5.0), images, None), avg_pool2d(images, 2)) and seen_by(None, images, None) is images
 
 
+def test_detail_fades_in_in_real_images_as_in_generated_ones():
+    images = torch.randn(2, 3, 64, 64)
+    detail = [(seen_by(View(growth_), images, None) - images).square().mean() for growth_ in (5.01, 5.5, 5.99, 6.0)]
+    assert detail[0] > 2 * detail[1] > 4 * detail[2] > 0.0 == detail[3]
+    half = seen_by(View(5.5), images, None)
+    assert torch.equal(seen_by(View(5.5, share=torch.tensor(0.5)), images, None), half)
+    assert torch.equal(seen_by(View(5.5, windowed=True), images, torch.full((2, 2), 7.0)), half[..., 7:39, 7:39])
+    before = avg_pool2d(images, 2)
+    assert (avg_pool2d(half, 2) - before).std() < 0.3 * before.std(), "what was there before stays"
+
+
 def test_squares_are_cut_alike_by_slices_and_by_indices():
     images, corners = torch.randn(3, 2, 20, 20), torch.tensor([[0, 9], [10, 0], [3, 4]])
     assert torch.equal(cut_out(images, corners, 10), gathered(images, corners, 10))
