@@ -108,7 +108,9 @@ def stages(home: Path, names: list[str], epochs: int) -> Iterator[Stage]:
 
     if "train" in names or "generate" in names:
         yield Stage("train", train, weights)
-    slides = write_panda_folder(home / "panda", side=2048) if {"extract", "download"} & set(names) else home / "panda"
+    slides = home / "panda"
+    if {"extract", "download"} & set(names):
+        write_panda_folder(slides, side=2048)
     if "extract" in names:
         words = ["--data_dir", slides, "--output_dir", "patches", "--max_patches", 150, "--workers", 1]
         yield Stage(

@@ -41,10 +41,11 @@ def check_speed_ups(device: torch.device, half: bool, compiled: bool) -> None:
 
 def calculates_in_half(precision: str, device: torch.device) -> bool:
     """Whether a run of this precision calculates in bfloat16 here; said where it does not, as when gone on with on a CPU."""
-    half = precision == "bfloat16"
-    if half and device.type != "cuda":
+    if precision != "bfloat16":
+        return False
+    if device.type != "cuda":
         say("note: the run was trained with --precision bfloat16, which is for CUDA, and goes on in float32 on this machine")
-    return half and device.type == "cuda"
+    return device.type == "cuda"
 
 
 def describe(device: torch.device) -> str:

@@ -268,7 +268,6 @@ class Trainer:
         # Copies, since batch norm would remember the images.
         judge = run_alone(copy.deepcopy(self.step.discriminator))
         view = View(self.step.generator.growth) if self.model.grow_from else None  # at full size; averaged down where D sees less
-        whole = () if view is None else (view,)
         paint = run_alone(copy.deepcopy(self.step.generator)) if self.config.objective in RELATIVE else None
         random = torch.Generator().manual_seed(derive_seed(self.config.seed, "judged", self.images))
         real, fake = [], []
@@ -278,6 +277,6 @@ class Trainer:
             real.append(judge(seen_by(view, batch, None), asked))
             if paint:
                 z = torch.randn(len(part), self.model.latent_dim, generator=random).to(self.device)
-                fake.append(judge(paint(z, asked, *whole), asked))
+                fake.append(judge(paint(z, asked, view) if view else paint(z, asked), asked))
         # Without generated images only the share of real ones, which is all that is asked for, says anything.
         return judged_rightly(self.config.objective, torch.cat(real), torch.cat(fake or real))[0].item()

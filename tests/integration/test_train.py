@@ -117,12 +117,22 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-def start(patches, folder, *flags, under=()):
-    words = [*under, *command(patches, folder, *flags)]
-    return subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def start():
+    """Starts train.py as a program of its own, which does not outlive the test."""
+    started = []
+
+    def begin(patches, folder, *flags, under=()):
+        words = [*under, *command(patches, folder, *flags)]
+        started.append(subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()  # without effect once it has left
 
 
-def test_signals_save_and_leave_or_go_on(patches, tmp_path):
+def test_signals_save_and_leave_or_go_on(start, patches, tmp_path):
     latest, log = tmp_path / "checkpoints" / "latest.pt", tmp_path / "logs" / "train.log"
     process = start(patches, tmp_path, "--epochs", 5000, *START[:8])
     wait_for(lambda: log.exists() and "start:" in log.read_text())
@@ -149,7 +159,7 @@ def test_signals_save_and_leave_or_go_on(patches, tmp_path):
     assert process.returncode == 130
 
 
-def test_hangup_saves_and_leaves_from_a_terminal(patches, tmp_path):
+def test_hangup_saves_and_leaves_from_a_terminal(start, patches, tmp_path):
     process = start(patches, tmp_path, "--epochs", 5000, *START[:8])
     wait_for(lambda: (tmp_path / "logs/samples/real.png").exists())
     process.send_signal(signal.SIGHUP)
