@@ -102,7 +102,7 @@ def _elastic(images: Tensor, rows: Rows) -> Tensor:
 
 
 def _color(images: Tensor, rows: Rows) -> Tensor:
-    """Brightness by a fifth, saturation and contrast by a quarter."""
+    """Brightness by up to a tenth of the range, saturation and contrast by up to a quarter."""
     images = images + _uniform(images, rows, 1, 1, 1) * 0.2
     grey = images.mean(dim=1, keepdim=True)
     images = grey + (images - grey) * (1.0 + 0.25 * _uniform(images, rows, 1, 1, 1))
@@ -111,7 +111,7 @@ def _color(images: Tensor, rows: Rows) -> Tensor:
 
 
 def _stain(images: Tensor, rows: Rows) -> Tensor:
-    """Each stain's density by a fifth (Tellez et al. 2018)."""
+    """Each stain's density by up to a fifth (Tellez et al. 2018)."""
     stains, unmixing = _stains(images.device, images.dtype)
     density = -torch.log((images + 1.0).clamp(min=0.02) / 2.0)
     amounts = torch.einsum("nchw,cs->nshw", density, unmixing)
@@ -120,7 +120,7 @@ def _stain(images: Tensor, rows: Rows) -> Tensor:
 
 
 def _noise(images: Tensor, rows: Rows) -> Tensor:
-    """White noise of 5 % of the range."""
+    """White noise of up to 5 % of the range."""
     amount = rows.rand(1, 1, 1, device=images.device)
     return images + 0.1 * rows.randn(*images.shape[1:], device=images.device) * amount
 

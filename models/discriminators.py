@@ -17,7 +17,7 @@ from models.layers import SelfAttention, activate, minibatch_deviation, plain, r
 
 
 class Block(nn.Module):
-    """Residual block that halves the size: two 3x3 convolutions, the second strided, beside an average-pooled 1x1."""
+    """Residual block that halves the size: a 3x3 convolution and a strided 4x4 one, beside an average-pooled 1x1."""
 
     def __init__(self, inputs: int, outputs: int, normalise):
         super().__init__()
