@@ -88,11 +88,15 @@ def verify(args: argparse.Namespace) -> None:
     known = ledger.Ledger(args.data_dir).entries
     checked = track(ledger.verify(args.data_dir, args.workers), "verify", len(known), "files")
     wrong = {name: problem for name, problem in checked if problem}
+    table = args.data_dir / ledger.TABLE
+    corrected = table.is_file() and wrong.pop(ledger.TABLE, None) is not None
+    if corrected:
+        say(f"note: {table} {download.CHANGED}")
     for name, problem in wrong.items():
         say(f"{name}: {problem}")
     if wrong:
         raise UserError(f"{len(wrong)} of {len(known)} files are no longer what arrived; run without --verify to fetch them anew")
-    say(f"all {len(known)} files are what arrived")
+    say(f"all {len(known) - 1} other files are what arrived" if corrected else f"all {len(known)} files are what arrived")
 
 
 def run(args: argparse.Namespace, selection: Selection, progress: Progress) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import re
 import signal
@@ -39,6 +40,8 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's ``main`` and leave with its exit code: 0 done, 1 failed with one sentence, 130/143 by a signal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         code = main()
     except UserError as error:

@@ -25,7 +25,7 @@ from common.pictures import png
 from common.seeding import derive_seed
 from common.storage import Place, Remote
 from data import tissue
-from data.panda import LABELS, MASK_VALUES, SlideRecord, label_from_mask
+from data.panda import BACKGROUND, LABELS, MASK_VALUES, SlideRecord, label_from_mask
 from data.slides import Reading, Slide, SlideError, aligned
 
 OFFSETS = 12  # grid positions tried along each axis to fit a piece of tissue
@@ -262,7 +262,7 @@ def _rough_labels(job: Job, places, span: float, extent: tuple[int, int]) -> lis
     """Labels of ``places`` from the mask's small level: good enough to rank by."""
     if job.mask_path is None or job.record.data_provider not in MASK_VALUES:
         return ["unlabelled"] * len(places)
-    with Slide(job.mask_path) as mask:
+    with Slide(job.mask_path, empty=BACKGROUND) as mask:
         if (mask.levels[0].width, mask.levels[0].height) != extent:
             size = f"{mask.levels[0].width} x {mask.levels[0].height}"
             raise SlideError(f"the mask has {size} pixels, the slide {extent[0]} x {extent[1]}")
@@ -330,7 +330,7 @@ class _Cutter:
     def __init__(self, job: Job, slide: Slide, reading: Reading):
         self.job, self.slide, self.reading = job, slide, reading
         labelled = job.mask_path is not None and job.record.data_provider in MASK_VALUES
-        self.mask = Slide(job.mask_path) if labelled else None
+        self.mask = Slide(job.mask_path, empty=BACKGROUND) if labelled else None
         self.span = job.patch_size * reading.factor * slide.levels[reading.level].downsample
 
     def close(self) -> None:

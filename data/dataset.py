@@ -84,22 +84,16 @@ def _pictures(folder: Path) -> list[str]:
 
     Raises UserError for a name that is no text, as old archives unpack them.
     """
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = [path.as_posix() for path in paths if not _is_left_out(folder, path)]
+    below = manifest.entries_below(folder, lambda what: say(f"warning: left out of {folder}: {printable(what)}"))
+    paths = sorted(str(path) for path, entry in below if path.suffix.lower() in SUFFIXES and entry.is_file())
     for path in paths:
         if not is_text(path):
             raise UserError(f"{folder} holds {printable(path)}, whose name is no plain text; rename that file")
     return paths
 
 
-def _is_left_out(folder: Path, path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return hidden or any(manifest.is_set_aside(folder / above) for above in path.parents[:-1])
-
-
 def _without_manifest(paths: list[str]) -> list[PatchFile]:
-    tops = {top.lower() for top, *below in (PurePosixPath(path).parts for path in paths) if len(below) == 1}
-    lone_split = "train" in tops or tops <= manifest.SPLIT_FOLDERS.keys()  # beside "invalid", "valid" is a label
+    lone_split = manifest.has_lone_splits(paths)
     found = ((path, *manifest.by_path(path, lone_split)) for path in paths)
     return [PatchFile(path, manifest.slide_by_path(path), label, "", None, split or "train") for path, label, split in found]
 
@@ -233,7 +227,7 @@ class PatchDataset(Dataset):
 
     def _say_if_unlisted(self) -> None:
         if (self.folder / manifest.NAME).exists():
-            strays = set(_pictures(self.folder)).difference(file.path for file in self._everything)
+            strays = set(_pictures(self.folder)).difference(str(PurePosixPath(file.path)) for file in self._everything)
             if strays:
                 say(f"note: {len(strays)} pictures in {self.folder} have no row in {manifest.NAME} and are not trained on")
 
@@ -336,10 +330,12 @@ class PatchDataset(Dataset):
         fingerprint = self._fingerprint()
         remove_leftovers(self._cache)
         if self._is_current(note, fingerprint, wanted):
-            bad = set(json.loads(note.read_text())["bad"])
-            self.files = [file for file in self.files if file.path not in bad]
-            self._pixels = self._map()
-            return
+            left_out = set(json.loads(note.read_text())["bad"])
+            bad = {file.path: self._why_not(file) for file in self.files if file.path in left_out}
+            if all(bad.values()):  # else one can be read by now
+                self._leave_out(bad)
+                self._pixels = self._map()
+                return
         pixels, bad = self._decode_all()
         try:
             with replacing(self._cache) as file:
@@ -394,6 +390,24 @@ class PatchDataset(Dataset):
     def _plain(self, file: PatchFile) -> np.ndarray:
         return decode(content_of(self.folder, file.path), self.image_size)
 
+    def _why_not(self, file: PatchFile) -> str:
+        """Why a patch cannot be read; "" where it can."""
+        try:
+            self._plain(file)
+        except UNDECODABLE as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def _leave_out(self, bad: dict[str, str]) -> None:
+        """Go on without these patches (path -> reason). Raises UserError when they are many."""
+        for path, reason in sorted(bad.items()):
+            say(f"warning: patch left out, it cannot be read: {path} ({reason})")
+        if len(bad) > MAX_BAD_SHARE * len(self.files):
+            raise UserError(
+                f"{len(bad)} of {len(self.files)} patches in {self.folder} cannot be read; run check_data.py --quarantine"
+            )
+        self.files = [file for file in self.files if file.path not in bad]
+
     def _readable(self, files: Iterable[PatchFile]) -> list[np.ndarray]:
         """Pixels of those that can be read; of the others it is said where they themselves are decoded."""
         patches = []
@@ -421,12 +435,6 @@ class PatchDataset(Dataset):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for _ in track(pool.map(one, range(len(self.files))), "decode patches", len(self.files), "patches"):
                 pass
-        for path, reason in sorted(bad.items()):
-            say(f"warning: patch left out, it cannot be read: {path} ({reason})")
-        if len(bad) > MAX_BAD_SHARE * len(self.files):
-            raise UserError(
-                f"{len(bad)} of {len(self.files)} patches in {self.folder} cannot be read; run check_data.py --quarantine"
-            )
         keep = [index for index, file in enumerate(self.files) if file.path not in bad]
-        self.files = [self.files[index] for index in keep]
+        self._leave_out(bad)
         return (pixels[keep] if bad else pixels), set(bad)

@@ -75,6 +75,8 @@ def write_demo_slides(out: Path, num_slides: int, slide_size: int, seed: int = 0
         write_text(out / "train.csv", table)
     except OSError as error:
         raise UserError(f"{out} cannot be written to ({error}); make room or choose another --out, then run again") from error
+    except MemoryError as error:
+        raise UserError(f"slides of {slide_size} pixels do not fit the memory; draw smaller ones") from error
     except BrokenProcessPool as error:
         raise UserError("a drawing process was killed, most likely for lack of memory; run again with --workers 1") from error
     return [SlideRecord(plan.slide_id, plan.provider, isup_from_gleason(plan.score), plan.score) for plan in plans]

@@ -28,6 +28,7 @@ from data.transfer import Address, DamagedError, GaveUpError, Line, PartFile, St
 
 FEW_FILES = 60  # up to here single files stay well below Kaggle's rate limit, which has been met after about a hundred
 SETTLING = 2  # files that are checked and flushed beside those that are being received
+CHANGED = "was changed since it arrived: it stays as it is; move it away to have Kaggle's again"
 TRIES_PER_FILE = 3  # how often a file may arrive damaged
 LISTING = ".kaggle_listing.json"
 LISTING_DAYS = 7.0
@@ -280,7 +281,7 @@ class Downloader:
         if there.exists() and "train.csv" not in self.ledger.entries and there.stat().st_size != listing["train.csv"]:
             raise UserError(f"{there} is not Kaggle's; move it away or give another --data_dir")
         if self._edited("train.csv"):
-            self.line.log(f"{there} was changed since it arrived: it stays as it is; move it away to have Kaggle's again")
+            self.line.log(f"{there} {CHANGED}")
         for _, outcome in self.fetch_all(self.missing({"train.csv": listing["train.csv"]})):
             if isinstance(outcome, UserError):
                 raise outcome

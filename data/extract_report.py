@@ -38,6 +38,8 @@ def report(settings: ExtractSettings, result: ExtractResult) -> int:
 
 
 def _why_short(settings: ExtractSettings, result: ExtractResult) -> str:
+    if result.failed and not result.patches:
+        return "no slide could be used"
     full = Counter(patch.slide_id for patch in result.patches).values()
     if settings.max_per_slide in full:
         return f"--max_per_slide {settings.max_per_slide} allows no more of these slides; raise it in another folder, or add slides"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
@@ -45,20 +46,68 @@ class Patch:
     split: str
 
 
-COLUMNS = tuple(field.name for field in fields(Patch))
+COLUMNS = tuple(each.name for each in fields(Patch))
 
 
-def write_manifest(folder: Path, patches: Iterable[Patch]) -> None:
-    """Write ``folder/patches.csv`` anew, sorted by path, whole or not at all."""
-    rows = ([getattr(patch, name) for name in COLUMNS] for patch in sorted(patches, key=lambda patch: patch.path))
+@dataclass(frozen=True)
+class OwnColumns:
+    """Columns that people added to a manifest. cells: of each path, as many as ``names``."""
+
+    names: tuple[str, ...] = ()
+    cells: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def own_columns(folder: Path) -> OwnColumns:
+    """Those of ``folder/patches.csv``; none where there is none that can be read."""
+    try:
+        rows = read_csv_rows(Path(folder) / NAME, REQUIRED)
+    except UserError:
+        return OwnColumns()
+    names = tuple(name for name in (rows[0] if rows else ()) if name not in COLUMNS)
+    return OwnColumns(names, {row["path"]: tuple(row[name] for name in names) for row in rows} if names else {})
+
+
+def write_manifest(folder: Path, patches: Iterable[Patch], own: OwnColumns = OwnColumns()) -> None:  # noqa: B008
+    """Write ``folder/patches.csv`` anew, sorted by path, whole or not at all; with people's ``own`` columns behind ours."""
+    blank = ("",) * len(own.names)
+    patches = sorted(patches, key=lambda patch: patch.path)
+    rows = ((*(getattr(patch, name) for name in COLUMNS), *own.cells.get(patch.path, blank)) for patch in patches)
     cells = (("" if value is None else f"{value:.6g}" if isinstance(value, float) else value for value in row) for row in rows)
-    write_csv(Path(folder) / NAME, COLUMNS, cells)
+    write_csv(Path(folder) / NAME, (*COLUMNS, *own.names), cells)
 
 
 def is_set_aside(folder: Path) -> bool:
     """Whether check_data.py made this folder to set patches aside: DIR_quarantine beside DIR."""
     beside = folder.name.removesuffix(QUARANTINE_SUFFIX)
     return beside not in ("", folder.name) and folder.with_name(beside).is_dir()
+
+
+def entries_below(folder: Path, unreadable: Callable[[str], None]) -> Iterator[tuple[PurePosixPath, os.DirEntry]]:
+    """What lies below a patch folder, each with its relative path, but for what is hidden or was set aside.
+
+    Links are followed, but not back to a folder that they lie in. unreadable: told of each folder that cannot be read, and why.
+    """
+    pending = [(PurePosixPath(), frozenset([os.path.realpath(folder)]))]
+    while pending:
+        relative, above = pending.pop()
+        try:
+            with os.scandir(Path(folder, relative)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            unreadable(f"{relative}: {error.strerror}")
+            continue
+        for entry in found:
+            if entry.name.startswith(".") or (entry.name.endswith(QUARANTINE_SUFFIX) and is_set_aside(Path(entry.path))):
+                continue
+            yield relative / entry.name, entry
+            if entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
+                pending.append((relative / entry.name, above | {real}))
+
+
+def has_lone_splits(paths: Iterable[str]) -> bool:
+    """Whether folders named like a split are one where they hold pictures themselves: beside "invalid", "valid" is a label."""
+    tops = {top.lower() for top, *below in (PurePosixPath(path).parts for path in paths) if len(below) == 1}
+    return "train" in tops or tops <= SPLIT_FOLDERS.keys()
 
 
 def by_path(path: str, lone_split: bool = True) -> tuple[str, str]:
@@ -108,7 +157,7 @@ def _parse(row: dict[str, str], folder: Path) -> Patch:
         raise ValueError(f"label {row['label']!r} is neither one of {', '.join(LABELS)} nor the folder of the patch")
     if row["split"] not in SPLITS:
         raise ValueError(f"split {row['split']!r} is not train or test")
-    grade = _number(row, "isup_grade", int) if row["isup_grade"] else None
+    grade = _number(row, "isup_grade", _whole) if row["isup_grade"] else None
     if grade is not None and not 0 <= grade <= 5:
         raise ValueError(f"isup_grade {grade} is not a number from 0 to 5")
     numbers = {name: _number(row, name, float) for name in ("tissue", "sharpness")}
@@ -117,14 +166,22 @@ def _parse(row: dict[str, str], folder: Path) -> Patch:
         raise ValueError("a number is not finite")
     return Patch(
         **{name: row[name] for name in ("path", "slide_id", "data_provider", "gleason_score", "label", "split")},
-        **{name: _number(row, name, int) for name in ("x", "y", "level")},
+        **{name: _number(row, name, _whole) for name in ("x", "y", "level")},
         **numbers,
         isup_grade=grade,
         mpp=mpp,
     )
 
 
-def _number(row: dict[str, str], name: str, kind: type) -> float:
+def _whole(text: str) -> int:
+    """Also of "4.0", as pandas writes whole numbers of a column with gaps."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(text)
+    return int(number)
+
+
+def _number(row: dict[str, str], name: str, kind: Callable[[str], float]) -> float:
     try:
         return kind(row[name])
     except ValueError:

@@ -30,6 +30,8 @@ MASK_VALUES = {
     "karolinska": {0: "background", 1: "benign", 2: "cancer"},
 }
 
+BACKGROUND = 0  # in all of them, and where a mask leaves tiles out
+
 # Slides whose content or label is known to be wrong, found by participants of the challenge.
 KNOWN_BAD = {
     "3790f55cad63053e956fb73027179707": "blank slide, no tissue",
@@ -112,7 +114,7 @@ def read_train_csv(path: Path) -> list[SlideRecord]:
     """
     records = []
     for number, row in enumerate(read_csv_rows(path, TRAIN_CSV_COLUMNS), start=2):
-        slide_id, grade = row["image_id"].strip(), row["isup_grade"].strip()
+        slide_id, grade = row["image_id"].strip(), row["isup_grade"].strip().removesuffix(".0")  # as pandas writes it
         if not slide_id or set(slide_id) & set("/\\\0\n\r") or slide_id.startswith("."):
             raise UserError(f"{path}, line {number}: {slide_id!r} is not a slide id; mend or remove that line")
         if grade not in {"0", "1", "2", "3", "4", "5"}:

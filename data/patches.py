@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -138,6 +139,7 @@ def _nameable(files: list[Place]) -> list[Place]:
 def _say_what_lies_deeper(folder: Place, found: bool) -> None:
     """Slides in sub-folders are not searched: say so, or raise UserError where there are no others."""
     below = [entry for entry in folder.iterdir() if entry.is_dir()] if isinstance(folder, Path) else []
+    below = [entry for entry in below if os.access(entry, os.R_OK | os.X_OK)]  # not a disk's lost+found
     deeper = {entry.name: len(slide_files(entry)) for entry in below if entry.name not in IMAGE_FOLDERS}
     deeper = {name: count for name, count in deeper.items() if count}
     note = f"sub-folders are not searched: {sum(deeper.values())} file(s) named like slides lie in {', '.join(sorted(deeper))}"
@@ -276,7 +278,7 @@ class Run:
 
     def __init__(self, settings: ExtractSettings, jobs: dict[str, Job], journal: Journal, result: ExtractResult, output: Output):
         self.settings, self.jobs, self.journal, self.result, self.output = settings, jobs, journal, result, output
-        sides = {slide_id: known.side for slide_id, known in journal.slides.items() if known.side}
+        sides = {slide_id: known.side for slide_id, known in journal.slides.items() if known.side} | _sides_written(output.here)
         self.splits = split_by_slide([job.record for job in jobs.values()], known=sides)
         self.aside = set_aside_before(settings.output_dir) if isinstance(settings.output_dir, Path) else set()
         self.back: dict[str, Patch] = {}
@@ -414,7 +416,11 @@ class Run:
 
     def draw(self) -> None:
         """Draw the overlays that are missing or show other patches than the chosen ones."""
-        tasks, there = [], files_in(overlay_folder(self.settings.output_dir))
+        folder, tasks = overlay_folder(self.settings.output_dir), []
+        if isinstance(folder, Path) and not _can_be_written(folder):
+            say(f"warning: {folder} cannot be written, so there are no pictures of slides with their patches")
+            return
+        there = files_in(folder)
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
             current = known.drawn == _digest(known.cuts) and job.overlay.name in there
@@ -536,6 +542,29 @@ class Run:
                 if not giving[slide_id] and slide_id not in self.failed:
                     self.result.empty[slide_id] = _why_empty(known, self.quotas[slide_id])
         self.result.rejected, self.result.slides = dict(rejected), len(giving)
+
+
+def _sides_written(folder: Path) -> dict[str, str]:
+    """Slide -> its side of the split by the manifest, which people may have changed: all patches of a patient on one, say.
+
+    Raises UserError for a slide that it puts on both.
+    """
+    sides: dict[str, str] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for row in manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else ():
+            if sides.setdefault(row.slide_id, row.split) != row.split:
+                raise UserError(
+                    f"{folder / manifest.NAME} puts slide {row.slide_id} on both sides of the split; give all its rows one side"
+                )
+    return sides
+
+
+def _can_be_written(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _cut_task(task: tuple) -> Cutting | Failure:

@@ -14,7 +14,7 @@ import stat
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import imagehash
 import numpy as np
@@ -66,7 +66,7 @@ def scan_patch(folder: Path, path: str) -> Scan:
 
 def _read(path: Path) -> bytes:
     try:
-        status = os.lstat(path)
+        status = os.stat(path) if os.path.exists(path) else os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
             raise _FaultError("not_a_file", _kind_of(status.st_mode))
         if status.st_size > MAX_BYTES:
@@ -90,7 +90,7 @@ def _read_from_shard(folder: Path, path: str) -> bytes:
 
 def _kind_of(mode: int) -> str:
     if stat.S_ISLNK(mode):
-        return "a symbolic link"
+        return "a link that leads nowhere"
     return "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
 
 
@@ -154,7 +154,7 @@ def _mean_where(density: np.ndarray, chosen: np.ndarray) -> tuple[float, float, 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a patch folder, without following links. Paths are relative, with forward slashes, sorted.
+    """What lies in a patch folder, also where links in it lead. Paths are relative, with forward slashes, sorted.
 
     images: by name. others: files that are neither images nor extraction's own. unlisted: folders that cannot be read, with why.
     """
@@ -169,30 +169,15 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Walk a patch folder; hidden and temporary files are left out. Of shards, what their index names."""
+    """Walk a patch folder; what is hidden is left out. Of shards, what their index names."""
     if shards.is_sharded(folder):
         return Listing(sorted(shards.open_shards(folder).paths), [], [])
     listing = Listing([], [], [])
-    pending = [PurePosixPath()]
-    while pending:
-        relative = pending.pop()
-        try:
-            with os.scandir(Path(folder, relative)) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            listing.unlisted.append(printable(f"{relative}: {error.strerror}"))
-            continue
-        for entry in found:
-            path = relative / entry.name
-            named_image = path.suffix.lower() in SUFFIXES
-            if entry.name.startswith(".") or manifest.is_set_aside(Path(folder, path)):
-                continue
-            if named_image:
-                listing.images.append(str(path))
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-            elif not named_image and relative != PurePosixPath():
-                listing.others.append(str(path))
+    for path, entry in manifest.entries_below(folder, lambda what: listing.unlisted.append(printable(what))):
+        if path.suffix.lower() in SUFFIXES:
+            listing.images.append(str(path))
+        elif not entry.is_dir() and len(path.parts) > 1:
+            listing.others.append(str(path))
     listing.images.sort()
     listing.others.sort()
     return listing

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from data import quality_rows
+from data import manifest, quality_rows
 from data.findings import Assessment, Facts, Finding, Scan, printable
 from data.panda import LABELS, PROVIDERS
 from data.quality import HASH_SIZE, Listing, list_folder, scan_folder
@@ -43,7 +43,7 @@ class Fault:
 _SET_ASIDE = "set them aside with --quarantine, or extract them again"
 FAULTS = {
     "name": Fault("names that a csv file cannot hold", "rename these files by hand: they are neither read nor moved", False),
-    "not_a_file": Fault("links, folders or devices named like a patch", "put a plain file in their place by hand", False),
+    "not_a_file": Fault("broken links, folders or devices named like a patch", "put a plain file in their place by hand", False),
     "unreadable": Fault("files that may not be read", "give yourself read permission (chmod u+r)", False),
     "damaged": Fault("damaged pictures", _SET_ASIDE),
     "too_large": Fault("pictures far too large for a patch", f"they were not decoded; {_SET_ASIDE}"),
@@ -67,7 +67,8 @@ def assess(folder: Path, listing: Listing, scans: dict[str, Scan]) -> Assessment
     """Judge a patch folder from its listing, the scans of its images and its manifest as it is now."""
     rows, findings = quality_rows.rows(folder)
     by_path = {quality_rows.plain(row.path): row for row in rows or ()}
-    facts = {path: quality_rows.facts(path, by_path.get(path)) for path in scans}
+    lone_split = manifest.has_lone_splits(scans)
+    facts = {path: quality_rows.facts(path, by_path.get(path), lone_split) for path in scans}
     members = scans.keys() if rows is None else scans.keys() & by_path.keys()  # training reads no file without a row
     faults = find_faults(scans, facts, members)
     good = {path: scan for path, scan in scans.items() if path not in faults}

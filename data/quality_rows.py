@@ -50,11 +50,11 @@ def rows(folder: Path) -> tuple[list[Patch] | None, list[Finding]]:
         return None, [Finding("broken", "manifest_damaged", f"{manifest.NAME} is damaged", advice, (printable(str(error)),))]
 
 
-def facts(path: str, row: Patch | None) -> Facts:
-    """What is known of one patch, from its row, else from its path."""
+def facts(path: str, row: Patch | None, lone_split: bool = True) -> Facts:
+    """What is known of one patch, from its row, else from its path (lone_split: see ``manifest.by_path``)."""
     if row is not None:
         return Facts(row.label, row.slide_id, row.data_provider, row.isup_grade, row.split)
-    label, split = manifest.by_path(path)
+    label, split = manifest.by_path(path, lone_split)
     return Facts(label, manifest.slide_by_path(path), split=split)
 
 

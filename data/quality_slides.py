@@ -19,6 +19,7 @@ from common.progress import track
 from data.cutting import UNREADABLE
 from data.findings import Assessment, Finding, is_text, printable
 from data.panda import (
+    BACKGROUND,
     KNOWN_BAD,
     MASK_VALUES,
     PROVIDERS,
@@ -98,11 +99,11 @@ def _scan_mask(path: Path) -> dict:
         return {"mask_error": "missing"}
     truncated = _truncated(path)
     try:
-        with Slide(path) as mask:
+        with Slide(path, empty=BACKGROUND) as mask:
             size = (mask.levels[0].width, mask.levels[0].height)
             overview, downsample = mask.overview(nearest=True)
             places = _squares(overview[..., 0] > 0, downsample)
-            # Squares stay inside, where padding is white and not a label.
+            # Squares stay inside: what is outside is not the mask's.
             regions = [mask.read(0, x, y, min(SQUARE, size[0] - x), min(SQUARE, size[1] - y)) for x, y in places]
     except UNREADABLE as error:
         return {"mask_error": str(error) or type(error).__name__}

@@ -75,19 +75,23 @@ def check_target(folder: Place, target: Place) -> None:
 def pack(folder: Place, target: Place) -> int:
     """Pack the patches of ``folder`` (with a manifest) into shards in ``target``; the number of patches.
 
-    Nothing is written again where ``target`` already holds these patches. Raises UserError where a patch is missing, or where
-    ``target`` holds patches of other slides, which may be all that is left of them.
+    Nothing is written again where ``target`` already holds these patches, whole as far as it is on this machine. Raises UserError
+    where a patch is missing, or where ``target`` holds patches of other slides, which may be all that is left of them.
     """
     with storage.scratch() as scratch:
         listed = storage.brought(folder / manifest.NAME, scratch)
         rows, digest = manifest.read_manifest(listed.parent), sha256(listed)
     before = _packed_before(target)
-    if before and before.packed_from == digest:
+    if before and before.packed_from == digest and (isinstance(target, Remote) or _are_as_written(target)):
         return len(rows)
     _check_no_others(before, target, rows)
     rows.sort(key=lambda row: (row.split, derive_seed(0, row.path)))
     write_shards(target, track(_with_content(folder, rows), "pack", len(rows), "patches"), digest)
     return len(rows)
+
+
+def _are_as_written(target: Path) -> bool:
+    return all(sha256(target / name) == written for name, written in checksums(target).items())
 
 
 def _with_content(folder: Place, rows: list[Patch]) -> Iterator[tuple[Patch, bytes]]:

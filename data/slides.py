@@ -60,18 +60,19 @@ class Slide:
     """An open slide. Use as a context manager; open it in the process that reads from it.
 
     ``levels``: list of Level, largest first. ``mpp``: micrometres per level-0 pixel, None when the file states none that is
-    plausible. Raises SlideError when the file cannot be opened or a region cannot be decoded.
+    plausible. empty: grey level of what the file leaves out and of what lies outside of it: glass, or in a mask its background.
+    Raises SlideError when the file cannot be opened or a region cannot be decoded.
     """
 
-    def __init__(self, path: Path, fast: bool = True):
-        self.path = Path(path)
+    def __init__(self, path: Path, fast: bool = True, empty: int = 255):
+        self.path, self._empty = Path(path), empty
         self._slide = _open(self.path)
         self.levels = [
             Level(*size, downsample)
             for size, downsample in zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         ]
         self.mpp = _mpp(self._slide.properties)
-        self._tiles = _TiffTiles.of(self.path, self._slide, self.levels) if fast else None
+        self._tiles = _TiffTiles.of(self.path, self._slide, self.levels, empty) if fast else None
 
     def __enter__(self) -> Slide:
         return self
@@ -82,7 +83,7 @@ class Slide:
             self._tiles.close()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Region as (height, width, 3) uint8. ``x, y``: top left corner in pixels of ``level``; outside the slide is white."""
+        """Region as (height, width, 3) uint8. ``x, y``: top left corner in pixels of ``level``; ``empty`` outside."""
         if self._tiles and level in self._tiles.pages:
             region = self._tiles.read(level, x, y, width, height)
             if region is not None:
@@ -97,9 +98,9 @@ class Slide:
             region = self._slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
         except OpenSlideError as error:
             raise SlideError(f"a region of level {level} cannot be decoded ({error})") from error
-        white = Image.new("RGB", region.size, "white")
-        white.paste(region, mask=region.getchannel("A"))
-        return np.asarray(white)
+        image = Image.new("RGB", region.size, (self._empty,) * 3)
+        image.paste(region, mask=region.getchannel("A"))
+        return np.asarray(image)
 
     def overview(self, finest: float = 16.0, nearest: bool = False) -> tuple[np.ndarray, float]:
         """The whole slide, small, and the level-0 pixels that one of its pixels spans.
@@ -124,7 +125,7 @@ class Slide:
         for y in range(0, level.height, block):
             for x in range(0, level.width, block):
                 if self._tiles and self._tiles.left_out(index, x, y, block):
-                    out[y // step : (y + block) // step, x // step : (x + block) // step] = 255
+                    out[y // step : (y + block) // step, x // step : (x + block) // step] = self._empty
                     continue
                 region = self.read(index, x, y, min(block, level.width - x), min(block, level.height - y))
                 part = region[::step, ::step] if nearest else np.asarray(Image.fromarray(region).reduce(step))
@@ -255,14 +256,14 @@ class _TiffTiles:
     memory that is new to the process costs a tenth of decoding a tile into it.
     """
 
-    def __init__(self, tiff, pages: dict[int, object]):
-        self._tiff = tiff
+    def __init__(self, tiff, pages: dict[int, object], empty: int):
+        self._tiff, self._empty = tiff, empty
         self.pages = pages
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._bytes, self._room = 0, TILE_CACHE_BYTES
 
     @classmethod
-    def of(cls, path: Path, slide, levels: list[Level]) -> _TiffTiles | None:
+    def of(cls, path: Path, slide, levels: list[Level], empty: int) -> _TiffTiles | None:
         """The reader for a file where it applies to some level, else None."""
         tifffile = _tifffile()
         if slide.properties.get("openslide.vendor") not in {"generic-tiff", "aperio"}:
@@ -277,7 +278,7 @@ class _TiffTiles:
                     pages[match[0]] = page
         except (*_DECODING_ERRORS, tifffile.TiffFileError):
             return None
-        return cls(tiff, pages)
+        return cls(tiff, pages, empty)
 
     def close(self) -> None:
         self._tiff.close()
@@ -286,7 +287,7 @@ class _TiffTiles:
         """As ``Slide.read``; None where a tile cannot be decoded here, so that OpenSlide has the last word."""
         page = self.pages[level]
         self._room = min(TILE_CACHE_BYTES, 3 * page.imagewidth * (BAND + height + 2 * page.tilelength))
-        out = np.full((height, width, 3), 255, np.uint8)
+        out = np.full((height, width, 3), self._empty, np.uint8)
         for index in _tiles_under(page, x, y, width, height):
             try:
                 _paste(out, (x, y), page, index, self._kept(level, index))
@@ -306,7 +307,7 @@ class _TiffTiles:
             missing[number] = len(indices)
             for index in indices:
                 needed_by[index].append(number)
-        yield from ((number, np.full((side, side, 3), 255, np.uint8)) for number, count in missing.items() if not count)
+        yield from ((number, np.full((side, side, 3), self._empty, np.uint8)) for number, count in missing.items() if not count)
         unfinished: dict[int, np.ndarray | None] = {}
         for index in sorted(needed_by):
             self._spread(level, index, [(number, corners[number]) for number in needed_by[index]], side, unfinished)
@@ -323,7 +324,7 @@ class _TiffTiles:
             unfinished |= {number: None for number, _ in users}
             return
         for number, corner in users:
-            out = unfinished[number] if number in unfinished else np.full((side, side, 3), 255, np.uint8)
+            out = unfinished[number] if number in unfinished else np.full((side, side, 3), self._empty, np.uint8)
             unfinished[number] = out
             if out is not None:
                 _paste(out, corner, self.pages[level], index, tile)

@@ -38,6 +38,7 @@ class Output:
         self.folder, self._stack = folder, contextlib.ExitStack()
         self.here = folder if isinstance(folder, Path) else Path()
         self._version, self._last, self._took = "", time.monotonic(), 0.0
+        self._own = manifest.OwnColumns()
 
     def __enter__(self) -> Output:
         if isinstance(self.folder, Remote):
@@ -45,6 +46,7 @@ class Output:
             there = storage.files_in(self.folder)
             storage.fetch({there[name]: self.here / name for name in (SETTINGS_NAME, JOURNAL) if name in there})
             self._version = there[JOURNAL].version if JOURNAL in there else ""
+        self._own = manifest.own_columns(self.here)
         return self
 
     def __exit__(self, kind: type | None, *_) -> None:
@@ -68,7 +70,7 @@ class Output:
     def write_manifest(self, patches: Iterable[Patch]) -> None:
         """Write the manifest, and publish it."""
         start = time.monotonic()
-        manifest.write_manifest(self.here, patches)
+        manifest.write_manifest(self.here, patches, self._own)
         self.publish()
         self._took = self._last - start
 

@@ -42,7 +42,10 @@ MODEL_FLAGS = ("preset", "discriminator", "norm", "attention", "spectral_norm", 
 AUGMENTATIONS = {
     "flips": (fraction, "probability of each mirror image, 0..1; default 0.5, tissue has no handedness"),
     "quarter_turns": (fraction, "probability of a turn by 90, 180 or 270 degrees, 0..1; default 0.75, tissue has no upright"),
-    "rotation": (non_negative_float, "largest free rotation in degrees, 0..45; default 0, since it mirrors tissue into the corners and softens"),
+    "rotation": (
+        non_negative_float,
+        "largest free rotation in degrees, 0..45; default 0, since it mirrors tissue into the corners and softens",
+    ),
     "color_jitter": (
         fraction,
         "relative change of brightness, contrast, saturation, 0..1; default 0, the generator would learn it",

@@ -170,7 +170,7 @@ def test_one_planted_fault_of_each_kind_is_named(tmp_path, report):
     (folder / paths[5]).unlink()
     (folder / paths[5]).mkdir()
     (folder / paths[7]).unlink()
-    (folder / paths[7]).symlink_to("/etc/hostname")
+    (folder / paths[7]).symlink_to("/nowhere")
     (folder / paths[8]).unlink()
     save(folder / "gleason4/stray_0_0.png", tissue(99))
     save(folder / paths[9], tissue(9).convert("RGBA"))

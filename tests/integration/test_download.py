@@ -255,7 +255,16 @@ def test_a_corrected_table_stays(kaggle, files, tmp_path, capsys):
     table.write_bytes(corrected)
     run("--num_slides", "4")
     assert table.read_bytes() == corrected and "was changed since it arrived" in capsys.readouterr().out
+    for content in (corrected, files["train.csv"].replace(b"negative", b"NEGATIVE")):
+        table.write_bytes(content)
+        run("--verify")
+        told = capsys.readouterr().out
+        assert "train.csv was changed since it arrived" in told and "other files are what arrived" in told
+        run("--num_slides", "4")
+        assert table.read_bytes() == content
     table.unlink()
+    with pytest.raises(UserError, match="1 of .* no longer what arrived"):
+        run("--verify")
     run("--num_slides", "4")
     assert table.read_bytes() == files["train.csv"]
 

@@ -20,12 +20,14 @@ from torchvision.datasets import ImageFolder
 
 import extract_patches
 from common.errors import UserError
+from common.files import write_csv
 from data import cutting, patches
 from data.extract_report import report
 from data.journal import NAME as JOURNAL
 from data.manifest import read_manifest, write_manifest
 from data.patches import ExtractSettings, extract, overlay_folder
 from data.quarantine import quarantine_folder, set_aside
+from data.slides import slide_files
 from tests.conftest import draw_slide, write_panda_folder, write_pyramid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +160,58 @@ def test_the_patch_that_does_not_divide_goes_to_a_slide_that_the_seed_decides(se
     chosen = [larger(seed) for seed in range(4)]
     assert all(len(slides) == 1 for slides in chosen)
     assert len({slide for slides in chosen for slide in slides}) > 1
+
+
+def test_masks_may_leave_out_tiles_of_background(settings, tmp_path):
+    for path in (settings.data_dir / "train_label_masks").iterdir():
+        with tifffile.TiffFile(path) as tiff:
+            levels = [page.asarray() for page in tiff.pages]
+        with tifffile.TiffWriter(path) as tiff:
+            for mask in levels:
+                corners = [(y, x) for y in range(0, mask.shape[0], 16) for x in range(0, mask.shape[1], 16)]
+                parts = [mask[y : y + 16, x : x + 16] for y, x in corners]
+                tiles = (part if part.any() or not number else None for number, part in enumerate(parts))
+                tiff.write(tiles, shape=mask.shape, dtype=np.uint8, tile=(16, 16), photometric="rgb", compression="lzw")
+    whole = replace(settings_for(write_panda_folder(tmp_path / "whole", SIDE, PATCH), tmp_path), output_dir=tmp_path / "of_whole")
+    assert [row.label for row in extract(settings).patches] == [row.label for row in extract(whole).patches]
+
+
+def test_changes_of_the_manifest_by_hand_survive_the_next_extraction(settings):
+    extract(replace(settings, max_patches=12))
+    path = settings.output_dir / "patches.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    moved = next(row["slide_id"] for row in rows if row["split"] == "train")
+    own = {row["path"]: f"of {row['slide_id']}" for row in rows}
+    changed = [row | {"patient": own[row["path"]]} | ({"split": "test"} if row["slide_id"] == moved else {}) for row in rows]
+    write_csv(path, list(changed[0]), (row.values() for row in changed))
+    for _ in range(2):
+        more = extract(settings)
+    assert {row.split for row in more.patches if row.slide_id == moved} == {"test"}
+    with open(path, newline="") as file:
+        assert {row["path"]: row["patient"] for row in csv.DictReader(file) if row["patient"]} == own
+    assert len(more.patches) > len(own)
+    changed[[row["slide_id"] for row in changed].index(moved)]["split"] = "train"
+    assert sum(row["slide_id"] == moved for row in changed) > 1
+    write_csv(path, list(changed[0]), (row.values() for row in changed))
+    before = contents(settings.output_dir)
+    with pytest.raises(UserError, match=f"puts slide {moved} on both sides of the split"):
+        extract(settings)
+    assert contents(settings.output_dir) == before
+
+
+def test_overlays_that_have_no_place_cost_nothing_else(settings, capsys):
+    overlay_folder(settings.output_dir).parent.write_text("a file")
+    assert len(extract(settings).patches) == 54
+    assert "cannot be written, so there are no pictures of slides" in capsys.readouterr().out
+
+
+def test_folders_beside_the_slides_that_are_closed_to_us_are_none_of_ours(settings, monkeypatch):
+    (settings.data_dir / "lost+found").mkdir()
+    allowed = os.access
+    monkeypatch.setattr("data.patches.slide_files", lambda folder: slide_files(folder) if "lost" not in folder.name else 1 / 0)
+    monkeypatch.setattr(os, "access", lambda path, mode: "lost+found" not in str(path) and allowed(path, mode))
+    assert len(extract(settings).patches) == 54
 
 
 def test_an_overlay_that_cannot_be_drawn_costs_no_patch(settings, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.files import sha256
 from data import shards
 from data.dataset import PatchDataset
 from data.manifest import read_manifest
@@ -129,6 +130,11 @@ def test_they_are_packed_again_only_when_the_patches_changed(made, copy):
     shards.pack(made / "patches", copy)
     assert not list(shards.open_shards(copy).faults())
     assert not (copy / "train-000007.tar").exists()
+    damaged = bytearray((copy / "train-000000.tar").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (copy / "train-000000.tar").write_bytes(damaged)
+    shards.pack(made / "patches", copy)
+    assert sha256(copy / "train-000000.tar") == shards.checksums(copy)["train-000000.tar"]
 
 
 def test_a_run_that_stops_midway_leaves_no_index(made, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from common.files import inside, replacing, sha256, write_text
 from common.film import write_film
 from common.html import data_uri, render
 from common.pictures import grid, save
-from common.progress import track
+from common.progress import say, track
 from common.seeding import derive_seed
 
 
@@ -128,6 +129,14 @@ def test_exit_codes(main, code, capsys):
     assert exit.value.code == code
     if code == 1:
         assert capsys.readouterr().err == "error: the disk is full; free some space\n"
+
+
+def test_names_that_are_no_text_can_be_said(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8", errors="strict"))
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda: say("caf\udce9"))
+    assert left.value.code == 0 and written.getvalue() == b"caf\\udce9\n"
 
 
 def test_interrupt_is_130():

@@ -215,6 +215,30 @@ def test_a_patch_that_goes_bad_is_replaced_by_one_of_its_class(folder, monkeypat
     assert len(said) == 1 and dataset.files[bad].path in said[0]
 
 
+def test_a_patch_that_can_be_read_again_is_back_and_until_then_it_is_said(folder, capsys, monkeypatch):
+    monkeypatch.setattr("data.dataset.MAX_BAD_SHARE", 0.2)
+    path = next(file.path for file in list_patches(folder) if file.split == "train")
+    broken, whole = b"x" * (folder / path).stat().st_size, (folder / path).read_bytes()
+    status = (folder / path).stat()
+
+    def put(content):  # as a network disk that refused to read for a while: neither size nor time change
+        (folder / path).write_bytes(content)
+        os.utime(folder / path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    put(broken)
+    for _ in range(2):
+        assert len(PatchDataset(folder, SIZE, "label")) == 8
+        assert f"patch left out, it cannot be read: {path}" in capsys.readouterr().out
+    put(whole)
+    assert len(PatchDataset(folder, SIZE, "label")) == 9 and "left out" not in capsys.readouterr().out
+
+
+def test_rows_that_spell_their_path_otherwise_are_no_strays(folder, capsys):
+    (folder / "patches.csv").write_text((folder / "patches.csv").read_text().replace("\nbenign/", "\n./benign/"))
+    assert len(PatchDataset(folder, SIZE, "label")) == 9
+    assert "have no row" not in capsys.readouterr().out
+
+
 def test_drawn_patches_come_with_their_labels_and_others_for_another_seed(folder):
     dataset = PatchDataset(folder, SIZE, "label", augmentation=Augmentation(noise=20.0))
     known = {dataset.pixels(index).tobytes(): dataset.label(index) for index in range(len(dataset))}

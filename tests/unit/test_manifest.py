@@ -77,6 +77,16 @@ def test_writing_replaces_whole_files_only(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
+def test_whole_numbers_may_be_written_as_fractions(tmp_path):
+    (tmp_path / NAME).write_text("path,split,isup_grade,x,y,level\na/b.png,test,4.0,7.0,1024.0,0.0\na/c.png,test,,7,1,0\n")
+    first, second = read_manifest(tmp_path)
+    assert (first.isup_grade, first.x, first.y, first.level, second.isup_grade) == (4, 7, 1024, 0, None)
+    for grade in ("4.5", "nan", "inf"):
+        (tmp_path / NAME).write_text(f"path,split,isup_grade\na/b.png,test,{grade}\n")
+        with pytest.raises(UserError, match=f"isup_grade '{grade}' is not a number"):
+            read_manifest(tmp_path)
+
+
 def test_path_and_split_are_enough(tmp_path):
     (tmp_path / NAME).write_text("path,split\ntumour/CASE7_10_20.png,test\nrest/a.png,train\n")
     first, second = read_manifest(tmp_path)

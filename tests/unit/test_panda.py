@@ -94,6 +94,8 @@ def test_train_csv_is_read_with_byte_order_mark_and_windows_line_ends(tmp_path):
     path = tmp_path / "train.csv"
     path.write_bytes(("\ufeff" + HEADER + "ab,Radboud,0,negative\n").replace("\n", "\r\n").encode())
     assert read_train_csv(path) == [SlideRecord("ab", "radboud", 0, "0+0")]
+    path.write_text(HEADER + "ab,radboud,4.0,4+4\n")  # as pandas writes a column with gaps
+    assert read_train_csv(path) == [SlideRecord("ab", "radboud", 4, "4+4")]
 
 
 @pytest.mark.parametrize(

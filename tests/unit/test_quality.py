@@ -17,6 +17,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from common.errors import UserError
 from data import quality, quality_patches, quality_rows, quarantine
+from data.dataset import list_patches
 from data.findings import Assessment, printable
 from data.journal import Journal
 from data.manifest import Patch, read_manifest, write_manifest
@@ -138,13 +139,15 @@ def test_huge_files_are_not_read(tmp_path):
     assert scan_patch(tmp_path, "a.png").fault == "too_large"
 
 
-def test_links_folders_and_pipes_are_not_opened(tmp_path):
+def test_folders_pipes_and_links_to_nothing_are_not_opened(tmp_path):
     save(tmp_path / "real.png", tissue(0))
     (tmp_path / "link.png").symlink_to("real.png")
+    assert not scan_patch(tmp_path, "link.png").fault
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    for name in ("link", "loop", "folder", "pipe"):
+    for name in ("gone", "loop", "folder", "pipe"):
         assert scan_patch(tmp_path, f"{name}.png").fault == "not_a_file"
 
 
@@ -161,6 +164,24 @@ def test_listing_leaves_out_hidden_files_and_names_others(tmp_path):
     listing = list_folder(tmp_path)
     assert listing.images == ["a/x.PNG"]
     assert listing.others == ["a/notes.txt"]
+
+
+def test_what_links_lead_to_is_trained_on_and_checked_but_not_round_and_round(tmp_path):
+    for name in ("disk/a_0_0.png", "set/benign/b_0_0.png", "set/gleason4/c_0_0.png"):
+        save(tmp_path / name, tissue(0))
+    (tmp_path / "set" / "gleason3").symlink_to("../disk")
+    (tmp_path / "set" / "gleason4" / "d_0_0.png").symlink_to("../../disk/a_0_0.png")
+    (tmp_path / "set" / "gleason4" / "round").symlink_to("..")
+    paths = ["benign/b_0_0.png", "gleason3/a_0_0.png", "gleason4/c_0_0.png", "gleason4/d_0_0.png"]
+    assert list_folder(tmp_path / "set").images == paths
+    assert [(file.path, file.label) for file in list_patches(tmp_path / "set")] == [(path, path.split("/")[0]) for path in paths]
+
+
+def test_checking_and_training_take_the_same_folders_for_labels(tmp_path):
+    for seed, name in enumerate(("valid/a_0_0.png", "invalid/b_0_0.png")):
+        save(tmp_path / name, tissue(seed))
+    facts = judge(tmp_path).facts
+    assert {path: fact.label for path, fact in facts.items()} == {file.path: file.label for file in list_patches(tmp_path)}
 
 
 # ------------------------------------------------------------------------------------------------------- near duplicates

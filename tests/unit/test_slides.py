@@ -81,6 +81,10 @@ def test_tiles_that_the_file_leaves_out_are_white(tmp_path):
         with Slide(path, fast=fast) as slide:
             assert np.array_equal(slide.read(0, 0, 0, 256, 256), tissue)
             assert (slide.read(0, 300, 300, 500, 500) == 255).all()
+        with Slide(path, fast=fast, empty=0) as mask:
+            assert not mask.read(0, 300, 300, 500, 500).any() and np.array_equal(mask.read(0, 0, 0, 256, 256), tissue)
+            assert not mask.read(0, 1000, 1000, 100, 100).any() and not mask.overview(nearest=True)[0][16:].any()
+            assert not any(part.any() for _, part in mask.labels([(300, 300), (600, 700)], 200, 200))
 
 
 @pytest.mark.parametrize(
