@@ -20,7 +20,7 @@ import torch
 
 from common import cli
 from common.errors import UserError
-from common.labels import known, provider_in
+from common.labels import PROVIDERS, known, provider_in
 from common.progress import say
 from common.storage import place
 from common.weights import INSTALL
@@ -39,6 +39,7 @@ from training.compare import compare_runs
 from training.device import choose_device
 from training.sampling import Sampler, load_sampler
 
+FEWEST_PIXELS = 8  # a side
 WAY_OUT = "run generate.py or name the generated images' folder with --images"
 
 
@@ -120,15 +121,18 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
     """Everything at the size of the smallest image; the generated ones drawn or read."""
     train, held_out = real
     drawn = isinstance(made, Sampler)
-    condition = condition_of(made.labels if drawn else {file.label for file in made})
+    condition = (made.condition if made.labels else "label") if drawn else condition_of({file.label for file in made})
+    hospitals = {*PROVIDERS, *(file.data_provider for file in (*train, *held_out))} - {""}
     every, some, chosen = some_of(train, args), some_of(held_out, args), [] if drawn else some_of(made, args)
     made_at = made.image_size if drawn else smallest_side(args.images, chosen)
     size = min(made_at, smallest_side(args.patches, every + some))
+    if size < FEWEST_PIXELS:
+        raise UserError(f"images of {size} pixels show nothing that could be compared; they need {FEWEST_PIXELS} a side at least")
     read, names = reader(args.patches), np.array([file.path for file in train])
     gallery = read_images([args.patches / name for name in names], read, SIDE, "read all training patches, small")
     if drawn:
         classes = [class_of(file, condition) for file in train]
-        fake = draw_set(made.sample, made.labels, classes, args.max_images, args.seed)
+        fake = draw_set(made.sample, made.labels, classes, args.max_images, args.seed, hospitals)
         fake = replace(fake, images=reduced(fake.images, size))
     else:
         fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")

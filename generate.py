@@ -20,7 +20,7 @@ from common.labels import known
 from common.progress import say
 from common.storage import Place, place
 from data.copies import at_hand
-from data.dataset import class_of, condition_of, list_patches, reader
+from data.dataset import class_of, list_patches, reader
 from metrics.features import backbone
 from metrics.images import ImageSet, choose, image_set, read_images
 from metrics.selection import LabelJudge, best_of, digest
@@ -133,13 +133,13 @@ def judging_patches(sampler: Sampler, folder: Place) -> ImageSet:
         raise UserError("--best_of chooses by the label, and this model is unconditional; leave it out")
     if sampler.stain_normalize != "none":
         say(f"note: the model learned from patches of one stain ({sampler.stain_normalize}); --best_of judges by them as they are")
-    folder, condition = at_hand(folder), condition_of(sampler.labels)
+    folder = at_hand(folder)
     files = [file for file in list_patches(folder) if file.split == "train"]
     if not files:
         raise UserError(f"{folder} has no training patches to learn the labels from; name another folder with --patches")
     files = [files[index] for index in choose(len(files), MOST_PATCHES, 0)]
     images = read_images([folder / file.path for file in files], reader(folder), sampler.image_size, "read training patches")
-    return image_set(images, [known(class_of(file, condition)) for file in files])
+    return image_set(images, [known(class_of(file, sampler.condition)) for file in files])
 
 
 def label_judge(sampler: Sampler, patches: ImageSet, asked: list[str]) -> LabelJudge:

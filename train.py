@@ -32,7 +32,7 @@ from training import checkpoint, options, presets, processes, resume
 from training.config import TrainConfig
 from training.device import calculates_in_half, check_speed_ups, choose_device
 from training.dry_run import dry_run
-from training.lock import lock_folder
+from training.lock import folders_of_a_run
 from training.run import Follower, Habits, HeldOut, Run
 from training.runlog import Notes, RunLog, SilentLog, log_line, noted
 from training.signals import SignalRequests
@@ -128,14 +128,14 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
     """Train to the end or to a signal; the exit code says which."""
     requests, first = SignalRequests(), trainer.processes.first
     requests.install()
-    with lock_folder(folder) if first else nullcontext():
+    with folders_of_a_run(folder, log_folder) if first else nullcontext():
         log = RunLog(log_folder, args.tensorboard) if first else SilentLog(log_folder)
         notes.open()
         log.rewind(trainer.images, trainer.epoch)
         dataset.report = partial(log_line, log_folder)  # also from worker processes
         log.line(presets.in_words(trainer, len(dataset), source))
         log.picture("real.png", real_grid(dataset, trainer.model.output_size), trainer.images)
-        habits = Habits.of(trainer.config, args.keep, folder)
+        habits = Habits.of(trainer.config, folder)
         held_out = held_out_patches(dataset, trainer, habits.eval_every > 0) if first else None
         run = (Run if first else Follower)(trainer, habits, folder, log, requests, held_out)
         stopped = run.train(lambda: make_loader(trainer, dataset, args.workers))
@@ -146,8 +146,12 @@ def train(args, trainer: Trainer, dataset: PatchDataset, source: Path | None, fo
 def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> HeldOut | None:
     """At most COUNT patches of the test split to judge and score against; without one of the training split, if ``scored``."""
     held_out = dataset.other_split("test")
+    enough = len(dataset) >= FEWEST
     if held_out is None or len(held_out) < FEWEST:
         if not scored:
+            return None
+        if not enough:
+            say("note: too few patches to score by; there are no scores during training")
             return None
         held_out = dataset
         say("note: too few held-out patches to score by; scores during training are against the training patches")
@@ -156,7 +160,7 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
     def as_they_come_out(patches: PatchDataset) -> np.ndarray:
         return to_uint8(reduced(patches.drawn(COUNT, 0)[0], side))  # the same ones for every --seed, so that runs can be compared
 
-    trained_on = partial(as_they_come_out, dataset) if unseen else None
+    trained_on = partial(as_they_come_out, dataset) if unseen and enough else None
     watch = Watch(as_they_come_out(held_out), trainer.config.seed, str(trainer.device), trained_on=trained_on)
     return HeldOut(held_out.drawn if unseen else None, dataset.drawn, watch)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+PROVIDERS = ("karolinska", "radboud")  # PANDA's hospitals
+
 _NONE = {"unlabelled", "unknown", "unconditional"}  # the last: images of a model without labels
 
 
 def known(label: str) -> str:
-    """The label, or "" where it says that there is none."""
-    return "" if label.partition("-")[0] in _NONE else label  # a provider may follow
+    """The label, or "" where it says that there is none. "unlabelled" is ours alone, so that any hospital may follow it."""
+    name, _, follows = label.partition("-")
+    says_none = label in _NONE or name == "unlabelled" or (name in _NONE and follows in PROVIDERS)
+    return "" if says_none else label
 
 
-def provider_in(label: str) -> str:
-    """The hospital that the name of a class ends with, also where it says no label: "radboud" of unlabelled-radboud; else ""."""
-    return label.partition("-")[2]
+def provider_in(label: str, providers: Iterable[str] = PROVIDERS) -> str:
+    """The one of ``providers`` that the name of a class ends with, also where it says no label: "radboud" of
+    unlabelled-radboud; else ""."""
+    return next((provider for provider in providers if label.endswith(f"-{provider}")), "")

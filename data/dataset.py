@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from common.errors import UserError
 from common.files import remove_leftovers, replacing
+from common.labels import provider_in
 from common.pictures import UNDECODABLE
 from common.progress import say, track
 from common.seeding import derive_seed
@@ -28,7 +29,7 @@ from data import manifest, shards
 from data.augment import Augmentation
 from data.findings import is_text, printable
 from data.order import Draw
-from data.panda import LABELS, PROVIDERS
+from data.panda import LABELS
 from data.stain import StainNormalizer
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
@@ -117,10 +118,12 @@ def class_of(file: PatchFile, condition: str) -> str:
 
 
 def condition_of(names: Iterable[str]) -> str:
-    """The condition under which classes have such names."""
+    """The condition under which classes have such names, for want of a model that says it."""
     names = list(names)
-    what = "isup" if any(name.startswith("isup") for name in names) else "label"
-    return what + ("+provider" if any(name.endswith(tuple(f"-{provider}" for provider in PROVIDERS)) for name in names) else "")
+    provided = [provider_in(name) for name in names]
+    bare = {name.removesuffix(f"-{provider}") for name, provider in zip(names, provided, strict=True)}
+    isup = bare and bare != {"unknown"} and all(re.fullmatch("isup[0-5]|unknown", name) for name in bare)
+    return ("isup" if isup else "label") + ("+provider" if any(provided) else "")
 
 
 def class_names(files: Sequence[PatchFile], condition: str) -> list[str]:

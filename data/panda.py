@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.labels import PROVIDERS as PROVIDERS
 
 COMPETITION = "prostate-cancer-grade-assessment"
-PROVIDERS = ("karolinska", "radboud")
 LABELS = ("benign", "gleason3", "gleason4", "gleason5", "unlabelled")
 IMAGE_FOLDERS = ("train_images", "train_label_masks")  # of PANDA's layout
 STREAMING = "streaming"  # inside the data folder: slides on their way, so that whole slides kept there are not mixed with them

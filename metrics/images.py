@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.labels import known, provider_in
+from common.labels import PROVIDERS, known, provider_in
 from common.pictures import UNDECODABLE
 from common.progress import track
 
@@ -51,9 +51,16 @@ def image_set(images: np.ndarray, labels: Sequence[str] | None = None, names: Se
 
 
 def draw_set(
-    sample: Callable[..., np.ndarray], labels: Sequence[str], real_labels: Sequence[str], count: int, seed: int
+    sample: Callable[..., np.ndarray],
+    labels: Sequence[str],
+    real_labels: Sequence[str],
+    count: int,
+    seed: int,
+    providers: Iterable[str] = PROVIDERS,
 ) -> ImageSet:
     """``count`` generated images, the labels in the proportions of ``real_labels``, so that a set is compared with its like.
+
+    providers: hospitals that labels may end with.
 
     ``sample(count, seed)``, or ``sample(count, seed, label)`` where the model has ``labels``, gives uint8 (count, S, S, 3).
     """
@@ -64,7 +71,7 @@ def draw_set(
     counts = np.diff(np.round(np.cumsum([0, *shares]) * count).astype(int))
     parts = [sample(int(each), seed, label) for label, each in zip(labels, counts, strict=True) if each]
     drawn = image_set(np.concatenate(parts), np.repeat([known(label) for label in labels], counts))
-    return replace(drawn, providers=np.repeat([provider_in(label) for label in labels], counts))
+    return replace(drawn, providers=np.repeat([provider_in(label, providers) for label in labels], counts))
 
 
 def mixed_otherwise(fake: ImageSet, train: ImageSet) -> list[str]:

@@ -21,8 +21,9 @@ class TrainConfig:
     for none. warmup_images, lr_decay: see training.schedule.
     grow_images: length of a phase of progressive growing. betas: Adam's.
     save_every, sample_every, eval_every: epochs between numbered checkpoints, pictures, and scores; 0 for no scores, None for such
-    as take little of the time. precision: of convolutions in training, float32 or bfloat16. auto_batch: whether batches are taken
-    in parts when GPU memory is full. Raises UserError for grading without labels.
+    as take little of the time. keep: how many numbered checkpoints stay, None for three. precision: of convolutions in training,
+    float32 or bfloat16. auto_batch: whether batches are taken in parts when GPU memory is full. Raises UserError for grading
+    without labels.
     """
 
     patches: str
@@ -49,6 +50,7 @@ class TrainConfig:
     grow_images: int = 10_000
     betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
     save_every: int = 10
+    keep: int | None = None
     sample_every: int = 5
     eval_every: int | None = None
     precision: str = "float32"

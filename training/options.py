@@ -32,6 +32,7 @@ RUN_FLAGS = {
     "lr_decay": True,
     "grow_images": False,
     "save_every": True,
+    "keep": True,
     "sample_every": True,
     "eval_every": True,
     "precision": True,
@@ -218,9 +219,7 @@ def _files(group: argparse._ArgumentGroup) -> None:
         help="epochs between scores (KID, precision, recall), 0 never; default 20, less often where that would take more than "
         "5 percent of the time",
     )
-    group.add_argument(
-        "--keep", type=positive_int, help="numbered checkpoints kept; default 3, and when resuming as many as there are"
-    )
+    group.add_argument("--keep", type=positive_int, help="numbered checkpoints kept; default 3")
     group.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too; default off")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; default %(default)s")
     group.add_argument(

@@ -15,6 +15,7 @@ from models.dcgan import from_legacy
 from training import checkpoint, options, presets, processes
 from training.config import TrainConfig
 from training.guard import DivergedError, check_finite
+from training.lock import OccupiedError
 from training.trainer import Trainer, best_of
 
 
@@ -25,7 +26,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
     if args.resume is None:
         held = checkpoint.all_in(folder)
         if held:
-            raise UserError(
+            raise OccupiedError(
                 f"{folder} holds a run already ({held[0].name}); go on with --resume, or start another with --run_name NAME"
             )
         _check_log_is_free(log_folder)
@@ -37,7 +38,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
         state = checkpoint.load(path)
         own = path.parent.resolve() == folder.resolve()
         if not own and checkpoint.all_in(folder):
-            raise UserError(
+            raise OccupiedError(
                 f"{folder} holds another run than {path}; --resume without a file goes on with the one in {folder}, another "
                 "--run_name begins one from that file"
             )
@@ -46,7 +47,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
         if own and path.name == checkpoint.FINAL:
             path, state = newest_after(path, state)
     if checkpoint.is_plain_state_dict(state):
-        return path, take_over_legacy(path, state, folder)
+        return path, take_over_legacy(path, state, None if args.dry_run or args.preview_augmentation else folder)
     missing = [name for name in ("model", "config", "classes", "progress") if name not in state]
     if missing:
         raise UserError(f"{path} lacks its {', '.join(missing)}; it was not written by train.py, resume from another checkpoint")
@@ -55,7 +56,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
 
 def _check_log_is_free(folder: Path) -> None:
     if any((folder / "samples").glob("epoch_*.png")):
-        raise UserError(
+        raise OccupiedError(
             f"{folder} holds another run's log; move it away, or choose a --run_name NAME (to go on with that run, put its "
             "checkpoints back where they were)"
         )
@@ -101,8 +102,8 @@ def patches_of(args: argparse.Namespace, state: dict | None) -> Place:
     return args.patches or place(held or "datasets/patches")
 
 
-def take_over_legacy(path: Path, generator: dict, folder: Path) -> dict:
-    """A bare DCGAN generator (and D_final.pt beside it) as the start of a run in ``folder``.
+def take_over_legacy(path: Path, generator: dict, folder: Path | None) -> dict:
+    """A bare DCGAN generator (and D_final.pt beside it) as the start of a run in ``folder``, None for one that writes nothing.
 
     Files there are kept under other names, since the run will write its own G_final.pt; other folders are only read.
     """
@@ -112,7 +113,7 @@ def take_over_legacy(path: Path, generator: dict, folder: Path) -> dict:
         raise UserError(f"{path} holds bare weights and {beside.name} beside it does not; move that away to go on without it")
     model, generator, discriminator = from_legacy(generator, discriminator)
     for file in (path, beside):
-        if file.exists() and file.parent.resolve() == folder.resolve():
+        if folder and file.exists() and file.parent.resolve() == folder.resolve():
             checkpoint.keep_as(file, file.with_name(f"legacy_{file.name}"))
     found = "generator and discriminator" if discriminator else "generator only (no D_final.pt beside it)"
     say(f"warning: {path} holds bare weights: {found}; optimisers, averages and epochs could not be restored and start anew")

@@ -59,10 +59,10 @@ class Habits:
     auto_batch: bool = False
 
     @staticmethod
-    def of(config: TrainConfig, keep: int | None, folder: Path) -> Habits:
-        """As the settings say. keep None: three numbered checkpoints, or as many as a resumed run has in ``folder``."""
+    def of(config: TrainConfig, folder: Path) -> Habits:
+        """As the settings say; where they do not say how many numbered checkpoints stay, three, or as many as ``folder`` has."""
         eval_every, eval_share = (20, 0.05) if config.eval_every is None else (config.eval_every, 1.0)
-        keep = keep or max(3, len(checkpoint.all_numbered(folder)))
+        keep = config.keep or max(3, len(checkpoint.all_numbered(folder)))
         return Habits(config.save_every, config.sample_every, eval_every, keep, eval_share, config.auto_batch)
 
 
@@ -426,6 +426,7 @@ class Run:
         self._keep_latest_as(checkpoint.numbered(self.folder, round(self.trainer.epoch)))
 
     def _finish(self) -> None:
+        self._save_latest()  # nothing of what comes now can cost the training
         self.draw_samples()
         if self.habits.eval_every:
             self.score()

@@ -18,6 +18,7 @@ from common.files import replacing, write_all
 from common.pictures import png
 from common.progress import overheard, say, show
 from training import processes
+from training.lock import OccupiedError
 
 LOG, METRICS = "train.log", "metrics.jsonl"
 
@@ -135,6 +136,10 @@ class Notes:
         if self._open:
             self.open()
 
+    def refused(self, error: UserError) -> None:
+        """Keep nothing else: it is of no use to those who read the log of the run that is there."""
+        self._kept = [_stamped(f"note: another run was refused: {error}")]
+
     def open(self) -> None:
         """Write what was kept, with the times when it was said, and go on with what is said from now on."""
         self._open = self._written
@@ -153,6 +158,9 @@ def noted(folder: Path, written: bool) -> Iterator[Notes]:
     with overheard(notes.hear):
         try:
             yield notes
+        except OccupiedError as error:  # the log may be that of a run that is well
+            notes.refused(error)
+            raise
         except Exception as error:
             notes.hear(f"error: {error}" if isinstance(error, UserError) else f"error: {type(error).__name__}: {error}")
             raise

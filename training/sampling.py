@@ -75,8 +75,9 @@ class Sampler:
     """The averaged generator of a checkpoint.
 
     labels: names of its classes, [] when unconditional. image_size: side in pixels. guidance: how far the improved model's labels
-    are moved apart. truncation: below 1 images are more typical and vary less. stain_normalize: how the patches that it learned
-    from were brought to one stain. Raises UserError where there are no labels to move.
+    are moved apart. truncation: below 1 images are more typical and vary less. condition: what its classes are, see
+    data.dataset.class_of. stain_normalize: how the patches that it learned from were brought to one stain. Raises UserError where
+    there are no labels to move.
     """
 
     def __init__(
@@ -88,13 +89,15 @@ class Sampler:
         device: torch.device,
         guidance: float = 0.0,
         truncation: float = 1.0,
+        condition: str = "label",
         stain_normalize: str = "none",
     ):
         self.generator = generator.to(device).eval().requires_grad_(False)
         self.config, self.labels, self.device = config, list(labels), device
         self.image_size = config.output_size
         self._counts = list(counts)
-        self.guidance, self.truncation, self.stain_normalize = guidance, truncation, stain_normalize
+        self.guidance, self.truncation = guidance, truncation
+        self.condition, self.stain_normalize = condition, stain_normalize
         told_apart = [number for number, label in enumerate(self.labels) if known(label)]
         if guidance and (config.model != "improved" or len(told_apart) < 2):
             raise UserError("--guidance moves the improved model's labels apart, and this model has none to move; leave it out")
@@ -148,16 +151,24 @@ def _unfit(path: Path, why: str) -> UserError:
     return UserError(f"{path} does not fit its own description ({why}); use another checkpoint")
 
 
-def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], list[int], str]:
-    """Of a checkpoint of train.py: the networks, weights, classes, the patches of each class, and how stains were normalised."""
+def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], list[int], dict]:
+    """Of a checkpoint of train.py: the networks, weights, classes, the patches of each class, and the settings of the run."""
     try:
         config, weights = ModelConfig.from_dict(state["model"]), state["ema"]
-        classes, counts = list(state["classes"]), list(state["class_counts"])
-    except (KeyError, TypeError) as error:
+        classes, counts, settings = list(state["classes"]), list(state["class_counts"]), dict(state["config"])
+    except (KeyError, TypeError, ValueError) as error:
         raise _unfit(path, f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
     if not len(classes) == len(counts) == config.num_classes:
         raise _unfit(path, f"{len(classes)} classes for {config.num_classes}")
-    return config, weights, classes, counts, state.get("config", {}).get("stain_normalize", "none")
+    for name in classes:
+        if not _is_name(name):
+            raise _unfit(path, f"{name!r} is not the name of a class")
+    return config, weights, classes, counts, settings
+
+
+def _is_name(name: object) -> bool:
+    """Whether a folder can have this name, and lies where it is made: checkpoints come from strangers, too."""
+    return isinstance(name, str) and bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
 
 
 def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, truncation: float = 1.0) -> Sampler:
@@ -165,9 +176,9 @@ def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, trunca
     state = checkpoint.load(path)
     if checkpoint.is_plain_state_dict(state):
         config, weights, _ = from_legacy(state, None)
-        classes, counts, stain = [], [], "none"
+        classes, counts, settings = [], [], {}
     else:
-        config, weights, classes, counts, stain = _described(path, state)
+        config, weights, classes, counts, settings = _described(path, state)
     generator = build_generator(config)
     try:
         generator.load_state_dict(weights)
@@ -177,4 +188,5 @@ def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, trunca
         check_finite({"ema": weights}, ["ema"])
     except DivergedError as error:
         raise UserError(f"{path} is of a run that had diverged: {error}; use an earlier checkpoint") from error
-    return Sampler(generator, config, classes, counts, device, guidance, truncation, stain)
+    learned = {name: str(settings[name]) for name in ("condition", "stain_normalize") if name in settings}
+    return Sampler(generator, config, classes, counts, device, guidance, truncation, **learned)

@@ -120,6 +120,29 @@ def test_bad_input_gets_one_sentence(arguments, code, sentence, folders, quick_n
     assert sentence in error and "Traceback" not in error
 
 
+def test_labels_that_only_look_like_grades_are_labels(folders, quick_networks, monkeypatch, tmp_path):
+    real = shutil.copytree(folders / "real", tmp_path / "real")
+    for before, name in (("gleason3", "isup0"), ("gleason4", "isup-low")):
+        (real / before).rename(real / name)
+    classes = ["benign", "isup-low", "isup0"]
+    trainer = Trainer(
+        ModelConfig("dcgan", 32, 10, 3, (16, 8, 8), (8, 8, 16)), TrainConfig("x", "label"), classes, [1] * 3, 9, torch.device("cpu")
+    )
+    checkpoint.save(tmp_path / "a.pt", trainer.state())
+    few = ("--skip", "diversity", "copies", "artefacts", "utility", "grades", "--cache", tmp_path / "cache", "--out", tmp_path)
+    assert run(monkeypatch, "--checkpoint", tmp_path / "a.pt", "--patches", real, "--max_images", 60, *few) == 0
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert not any("mixed otherwise" in note for note in record["notes"])
+    assert set(record["distances"]["quick"]["label"]) == set(classes) and not record["distances"]["quick"]["provider"]
+
+
+def test_images_of_a_few_pixels_are_refused(folders, quick_networks, monkeypatch, tmp_path, capsys):
+    write(tmp_path / "dots", np.zeros((24, 1, 1, 3), np.uint8), ["benign"] * 24, "{}_{}.png")
+    places = ("--cache", tmp_path / "cache", "--out", tmp_path / "out")
+    assert run(monkeypatch, "--images", tmp_path / "dots", "--patches", folders / "real", *places) == 1
+    assert "images of 1 pixels show nothing that could be compared" in capsys.readouterr().err
+
+
 def test_it_says_when_the_patches_to_judge_by_were_trained_on(folders, quick_networks, monkeypatch, tmp_path, capsys):
     few = ("--skip", "diversity", "copies", "artefacts", "grades", "utility", "--cache", tmp_path)
     run(monkeypatch, "--images", folders / "made", "--patches", folders / "real", "--out", tmp_path / "none", *few)

@@ -183,7 +183,7 @@ def test_a_run_whose_output_nobody_sees_has_its_notes_and_its_error_in_the_log(p
     assert text.index("--condition label: ") < text.index("patch left out, it cannot be read") < text.index(" start: ")
     assert "condition label ['benign', 'gleason4'], 32 patches" in text
     run(folder, tmp_path, "--epochs", 1, *START, expect=1)
-    assert "error: " in (tmp_path / "logs" / "train.log").read_text().splitlines()[-1]
+    assert "another run was refused: " in (tmp_path / "logs" / "train.log").read_text().splitlines()[-1]
     run(patches, tmp_path / "other", "--epochs", 1, *START, "--condition", "none")
     assert "condition none, 12 patches" in (tmp_path / "other" / "logs" / "train.log").read_text()
 
@@ -302,6 +302,43 @@ def test_a_run_from_another_folders_checkpoint_leaves_that_runs_log_alone(patche
     assert "holds another run's log" in run_script("train", *flags, "--log_dir", copied / "logs", expect=1)
     assert {path.name for path in (copied / "logs" / "samples").iterdir()} == log
     run_script("train", *flags, "--log_dir", tmp_path / "logs")
+
+
+def test_a_run_does_not_go_on_in_the_log_of_another(patches, copied, tmp_path):
+    whole = {path: path.read_bytes() for path in (copied / "logs").rglob("*") if path.is_file() and path.name != "train.log"}
+    run(patches, tmp_path, "--epochs", 1, *START)
+    other = ["--patches", patches, "--device", "cpu", "--checkpoint_dir", tmp_path / "checkpoints", "--epochs", 2, "--resume"]
+    text = run_script("train", *other, "--log_dir", copied / "logs", expect=1)
+    assert f"holds the log of the run whose checkpoints are in {copied / 'checkpoints'}; name this run's own" in text
+    assert {path: path.read_bytes() for path in whole} == whole
+    *_, last = (copied / "logs" / "train.log").read_text().splitlines()
+    assert "note: another run was refused: " in last and "error: " not in last
+    shutil.move(copied, tmp_path / "moved")  # both together: it is still its own
+    run(patches, tmp_path / "moved", "--epochs", 5, *START[4:], "--resume")
+    shutil.rmtree(tmp_path / "moved" / "checkpoints")  # a log that nobody goes on with
+    run_script("train", *other, "--log_dir", tmp_path / "moved" / "logs")
+
+
+def test_as_many_checkpoints_stay_as_were_asked_for_also_when_resumed(patches, copied, tmp_path):
+    for keep, kept in ((1, 1), (6, 6)):
+        folder = shutil.copytree(copied, tmp_path / str(keep))
+        run(patches, folder, "--epochs", 5, *START[4:], "--keep", keep, "--resume")
+        run(patches, folder, "--epochs", 9, *START[4:], "--resume")
+        assert len(checkpoint.all_numbered(folder / "checkpoints")) == kept
+
+
+@pytest.mark.parametrize("held_out", [0, 4])
+def test_patches_too_few_to_score_by_are_trained_on_to_the_end(patches, tmp_path, held_out, monkeypatch):
+    monkeypatch.setattr("metrics.watch.inception", lambda device: Extractor("mean", "", lambda b: b.float().mean((2, 3)) / 255))
+    pictures = sorted(patches.rglob("*.png"))
+    for split, some in (("train", pictures[:2]), ("test", pictures[2 : 2 + held_out])):
+        for number, path in enumerate(some):
+            target = tmp_path / "few" / split / "benign" / f"{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    text = run(tmp_path / "few", tmp_path, "--epochs", 2, "--model", "dcgan", "--image_size", 64, "--batch_size", 2)
+    assert "done: 2 epochs" in text
+    assert ("there are no scores during training" in text) == (held_out == 0)
 
 
 def test_a_best_of_another_program_is_no_best(patches, copied):

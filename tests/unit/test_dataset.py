@@ -76,6 +76,8 @@ def test_the_provider_may_be_a_second_condition(folder):
     for condition in CONDITIONS[1:]:
         files = dataset.files
         assert condition_of(class_of(file, condition) for file in files) == condition
+    for names in (["isup0", "stroma"], ["isup_low", "isup_high"], ["gleason-3", "gleason-4"], ["unknown"], []):
+        assert condition_of(names) == "label"
     alone = PatchFile("a.png", "a", "benign", "", None, "train")
     assert class_of(alone, "label+provider") == "benign" and class_of(alone, "isup+provider") == "unknown"
 

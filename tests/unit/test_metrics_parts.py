@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.labels import known
+from common.labels import known, provider_in
 from metrics.diversity import diversity_section
 from metrics.images import choose, draw_set, image_set, read_images, side_of
 from metrics.quality import FeatureSets, Pair, Side, compare, quality_section
@@ -295,9 +295,15 @@ def test_drawn_images_without_a_label_keep_their_hospital():
     assert drawn.providers.tolist() == ["radboud"] * 10 + ["karolinska"] * 10
 
 
-@pytest.mark.parametrize(("name", "label"), [("gleason3", "gleason3"), ("unlabelled-radboud", ""), ("unconditional", "")])
-def test_names_that_say_no_label(name, label):
-    assert known(name) == label
+@pytest.mark.parametrize("name", ["unlabelled", "unlabelled-radboud", "unlabelled-ours", "unknown-karolinska", "unconditional"])
+def test_names_that_say_no_label(name):
+    assert known(name) == ""
+
+
+def test_names_of_peoples_own_are_labels_and_no_hospitals():
+    for name in ("gleason-3", "non-tumor", "unknown-primary", "isup_low"):
+        assert known(name) == name and provider_in(name) == ""
+    assert provider_in("gleason4-radboud") == "radboud" and provider_in("isup3-ours", ["ours"]) == "ours"
 
 
 def test_choose_draws_without_replacement():

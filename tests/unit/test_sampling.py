@@ -124,7 +124,7 @@ def sampler_state():
     return Trainer(model, TrainConfig("x", "label"), ["benign", "gleason3", "gleason4"], [7, 2, 1], 10, CPU).state()
 
 
-@pytest.mark.parametrize("name", ["model", "ema", "classes", "class_counts"])
+@pytest.mark.parametrize("name", ["model", "ema", "classes", "class_counts", "config"])
 def test_a_checkpoint_that_lacks_something_is_one_sentence(name, tmp_path):
     state = sampler_state()
     del state[name]
@@ -133,11 +133,23 @@ def test_a_checkpoint_that_lacks_something_is_one_sentence(name, tmp_path):
         load_sampler(tmp_path / "a.pt", CPU)
 
 
-@pytest.mark.parametrize("changes", [{"classes": ["benign"]}, {"class_counts": [1] * 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": ["benign"]}, {"class_counts": [1] * 4}, {"config": "x"}]
+    + [{"classes": [name, "gleason3", "gleason4"]} for name in ("../../x", "/x", "a\\b", "..", ".", "", 7, ["x"])],
+)
 def test_classes_that_the_network_does_not_have_are_refused(changes, tmp_path):
     checkpoint.save(tmp_path / "a.pt", sampler_state() | changes)
     with pytest.raises(UserError, match="does not fit its own description"):
         load_sampler(tmp_path / "a.pt", CPU)
+
+
+def test_a_sampler_knows_what_its_classes_are(tmp_path):
+    state = sampler_state()
+    state["config"] |= {"condition": "isup+provider", "stain_normalize": "macenko"}
+    checkpoint.save(tmp_path / "a.pt", state)
+    found = load_sampler(tmp_path / "a.pt", CPU)
+    assert (found.condition, found.stain_normalize) == ("isup+provider", "macenko")
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path):
