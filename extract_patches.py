@@ -38,9 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
     patch = parser.add_argument_group("one patch")
     patch.add_argument("--patch_size", type=cli.patch_side, default=256, help="side of a patch in pixels (default: %(default)s)")
     scale = patch.add_mutually_exclusive_group()
-    scale.add_argument(
-        "--level", type=cli.natural, default=0, help="pyramid level to read, 0 is full resolution (default: %(default)s)"
-    )
+    scale.add_argument("--level", type=cli.natural, help="pyramid level to read, 0 is full resolution (default: 0)")
     scale.add_argument(
         "--mpp",
         type=cli.positive_float,
@@ -73,6 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
     )
     options = parser.parse_args(arguments)
     shards = vars(options).pop("shards")
+    options.level = options.level or 0  # without a default, so that --level 0 beside --mpp is seen
     return ExtractSettings(**vars(options)), shards
 
 

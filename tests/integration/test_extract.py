@@ -666,7 +666,7 @@ def test_a_signal_ends_it_with_its_code_and_without_traceback(settings):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--mpp", "0.5", "--level", "1"], ["--min_tissue", "2"], ["--max_patches", "0"], ["--patch_size", "5"], ["--format", "bmp"]],
+    [["--mpp", "0.5", "--level", "0"], ["--min_tissue", "2"], ["--max_patches", "0"], ["--patch_size", "5"], ["--format", "bmp"]],
 )
 def test_bad_flags_leave_with_two(flags, capsys):
     with pytest.raises(SystemExit) as leaving:
