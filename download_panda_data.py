@@ -22,7 +22,7 @@ from common.progress import say, track
 from data import download, ledger
 from data.download import Downloader, Plan, Selection
 from data.kaggle import connect
-from data.panda import PROVIDERS
+from data.panda import PROVIDERS, read_train_csv
 from data.reporting import Progress, amount, gigabytes
 from data.subset import read_ids
 from data.transfer import Line
@@ -107,7 +107,9 @@ def run(args: argparse.Namespace, selection: Selection, progress: Progress) -> i
         keep = args.data_dir.is_dir() if args.list else not dry
         listing = download.read_listing(kaggle, args.data_dir, fresh=args.list, keep=keep)
         tables = Downloader(kaggle, line, Path(scratch) if dry else args.data_dir, args.workers)
-        plan = download.make_plan(listing, tables.train_csv(listing), selection)
+        table = args.data_dir / ledger.TABLE
+        records = read_train_csv(table) if dry and table.is_file() else tables.train_csv(listing)
+        plan = download.make_plan(listing, records, selection)
     if plan.absent:
         download.forget_listing(args.data_dir)
     if args.list:

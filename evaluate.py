@@ -76,11 +76,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_set(folder: Path, files: list[PatchFile], groups: list[str], size: int, condition: str, what: str) -> ImageSet:
-    """Decoded images with what is known about each. groups: their slides."""
+def read_set(
+    folder: Path, files: list[PatchFile], groups: list[str], size: int, condition: str, what: str, hospitals: set[str]
+) -> ImageSet:
+    """Decoded images with what is known about each. groups: their slides. hospitals: that labels may end with."""
     images = read_images([folder / file.path for file in files], reader(folder), size, f"read {what}")
     names = [class_of(file, condition) for file in files]
-    providers = [file.data_provider or provider_in(name) for file, name in zip(files, names, strict=True)]
+    providers = [file.data_provider or provider_in(name, hospitals) for file, name in zip(files, names, strict=True)]
     columns = ([file.path for file in files], [known(name) for name in names], providers, groups)
     return ImageSet(images, *map(np.array, columns))
 
@@ -122,7 +124,7 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
     train, held_out = real
     drawn = isinstance(made, Sampler)
     condition = (made.condition if made.labels else "label") if drawn else condition_of({file.label for file in made})
-    hospitals = {*PROVIDERS, *(file.data_provider for file in (*train, *held_out))} - {""}
+    hospitals = {*PROVIDERS, *(file.data_provider for file in train)} - {""} if "provider" in condition else set()
     every, some, chosen = some_of(train, args), some_of(held_out, args), [] if drawn else some_of(made, args)
     made_at = made.image_size if drawn else smallest_side(args.images, chosen)
     size = min(made_at, smallest_side(args.patches, every + some))
@@ -135,10 +137,10 @@ def load_sets(args: argparse.Namespace, real: tuple[list[PatchFile], ...], made:
         fake = draw_set(made.sample, made.labels, classes, args.max_images, args.seed, hospitals)
         fake = replace(fake, images=reduced(fake.images, size))
     else:
-        fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images")
+        fake = read_set(args.images, chosen, groups_of(args.images, chosen), size, "label", "generated images", hospitals)
     return Sets(
-        read_set(args.patches, every, [file.slide_id for file in every], size, condition, "training patches"),
-        read_set(args.patches, some, [file.slide_id for file in some], size, condition, "held-out patches"),
+        read_set(args.patches, every, [file.slide_id for file in every], size, condition, "training patches", hospitals),
+        read_set(args.patches, some, [file.slide_id for file in some], size, condition, "held-out patches", hospitals),
         fake,
         Gallery(gallery, names, lambda index: read(args.patches / names[index], size)),
     )

@@ -66,6 +66,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[ExtractSettings
     )
     machine.add_argument(
         "--scheduler",
+        type=cli.network_address,
         metavar="tcp://HOST:8786",
         help="cut on the workers of this Dask cluster: docs/scaling.md (default: on this machine)",
     )

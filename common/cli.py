@@ -61,6 +61,13 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(code or 0)
 
 
+def network_address(text: str) -> str:
+    """HOST:PORT, with tcp:// or the like in front or not."""
+    if not re.fullmatch(r"((tcp|tls|ucx|wss?)://)?[^/\s]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; give it as tcp://HOST:8786")
+    return text
+
+
 def terminate_like_interrupt() -> None:
     """Let SIGTERM leave through the same clean-up as SIGINT, with exit code 143. For stages that hold no state in memory."""
 

@@ -17,6 +17,6 @@ def known(label: str) -> str:
 
 
 def provider_in(label: str, providers: Iterable[str] = PROVIDERS) -> str:
-    """The one of ``providers`` that the name of a class ends with, also where it says no label: "radboud" of
+    """The longest of ``providers`` that the name of a class ends with, also where it says no label: "radboud" of
     unlabelled-radboud; else ""."""
-    return next((provider for provider in providers if label.endswith(f"-{provider}")), "")
+    return max((provider for provider in providers if label.endswith(f"-{provider}")), key=len, default="")

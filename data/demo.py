@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +22,7 @@ from common.files import replacing, write_text
 from common.progress import track
 from data.demo_slide import SlidePlan, paint_slide
 from data.panda import TRAIN_CSV_COLUMNS, SlideRecord, isup_from_gleason
+from data.workers import start_worker
 
 SETTINGS = "demo.json"
 PAINTER = 1  # raise it whenever the same seed gives other pictures
@@ -106,10 +106,10 @@ def _claim_folder(out: Path, settings: dict, table: str) -> None:
         raise UserError(f"{out} holds slides that are not demo slides; choose another --out")
     if ours not in (None, settings):
         raise UserError(f"{out} holds demo slides of other settings ({ours}); choose another --out or remove that folder")
-    if not table.startswith(known):
-        raise UserError(
-            f"{out / 'train.csv'} lists more or other slides than asked for; choose another --out or remove that folder"
-        )
+    asked = {line.split(",")[0] for line in table.splitlines()}
+    drawn = {path.stem for path in (out / "train_images").glob("*.tiff")}
+    if not table.startswith(known) or drawn - asked:
+        raise UserError(f"{out} holds more or other slides than asked for; choose another --out or remove that folder")
     write_text(out / SETTINGS, json.dumps(settings) + "\n")  # first: a folder of slides without it is refused
     for name in ("train_images", "train_label_masks"):
         (out / name).mkdir(exist_ok=True)
@@ -121,9 +121,7 @@ def _write_all(out: Path, indices: list[int], size: int, seed: int, workers: int
         for index in indices:
             yield _write_slide(out, index, size, seed)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(indices)), multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(min(workers, len(indices)), multiprocessing.get_context("spawn"), start_worker)
     try:
         for done in as_completed([pool.submit(_write_slide, out, index, size, seed) for index in indices]):
             yield done.result()

@@ -67,8 +67,9 @@ def own_columns(folder: Path) -> OwnColumns:
     return OwnColumns(names, {row["path"]: tuple(row[name] for name in names) for row in rows} if names else {})
 
 
-def write_manifest(folder: Path, patches: Iterable[Patch], own: OwnColumns = OwnColumns()) -> None:  # noqa: B008
+def write_manifest(folder: Path, patches: Iterable[Patch], own: OwnColumns | None = None) -> None:
     """Write ``folder/patches.csv`` anew, sorted by path, whole or not at all; with people's ``own`` columns behind ours."""
+    own = own or OwnColumns()
     blank = ("",) * len(own.names)
     patches = sorted(patches, key=lambda patch: patch.path)
     rows = ((*(getattr(patch, name) for name in COLUMNS), *own.cells.get(patch.path, blank)) for patch in patches)
@@ -85,11 +86,12 @@ def is_set_aside(folder: Path) -> bool:
 def entries_below(folder: Path, unreadable: Callable[[str], None]) -> Iterator[tuple[PurePosixPath, os.DirEntry]]:
     """What lies below a patch folder, each with its relative path, but for what is hidden or was set aside.
 
-    Links are followed, but not back to a folder that they lie in. unreadable: told of each folder that cannot be read, and why.
+    Links are followed, but those to what lies in the folder itself. unreadable: told of each folder that cannot be read, and why.
     """
-    pending = [(PurePosixPath(), frozenset([os.path.realpath(folder)]))]
+    root, pending = os.path.realpath(folder), [PurePosixPath()]
+    seen = {root}
     while pending:
-        relative, above = pending.pop()
+        relative = pending.pop()
         try:
             with os.scandir(Path(folder, relative)) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
@@ -99,9 +101,12 @@ def entries_below(folder: Path, unreadable: Callable[[str], None]) -> Iterator[t
         for entry in found:
             if entry.name.startswith(".") or (entry.name.endswith(QUARANTINE_SUFFIX) and is_set_aside(Path(entry.path))):
                 continue
+            if entry.is_symlink() and os.path.exists(entry.path) and Path(os.path.realpath(entry.path)).is_relative_to(root):
+                continue
             yield relative / entry.name, entry
-            if entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
-                pending.append((relative / entry.name, above | {real}))
+            if entry.is_dir() and (real := os.path.realpath(entry.path)) not in seen:
+                seen.add(real)
+                pending.append(relative / entry.name)
 
 
 def has_lone_splits(paths: Iterable[str]) -> bool:

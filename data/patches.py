@@ -334,6 +334,9 @@ class Run:
                     changed.append(job)
                 else:
                     known.scan, known.next_index = None, 0
+            elif known.scan and job.mask_path and not _is_here(job) and known.fingerprint[4:] not in ([], _labelled_by(job)):
+                say(f"slide {slide_id} has another row in train.csv than when it gave patches: it is fetched and cut again")
+                known.scan, known.next_index = None, 0
         self._check_still_labelled(changed)
         if changed:
             say(f"{len(changed)} slide(s) changed since they gave patches (slide, mask, or row of train.csv): they are cut again")
@@ -547,15 +550,18 @@ class Run:
 def _sides_written(folder: Path) -> dict[str, str]:
     """Slide -> its side of the split by the manifest, which people may have changed: all patches of a patient on one, say.
 
-    Raises UserError for a slide that it puts on both.
+    Raises UserError for a slide that it puts on both. One that cannot be read is kept under another name.
     """
-    sides: dict[str, str] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for row in manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else ():
-            if sides.setdefault(row.slide_id, row.split) != row.split:
-                raise UserError(
-                    f"{folder / manifest.NAME} puts slide {row.slide_id} on both sides of the split; give all its rows one side"
-                )
+    sides, path = {}, folder / manifest.NAME
+    try:
+        rows = manifest.read_manifest(folder) if path.exists() else []
+    except UserError as error:
+        kept = path.replace(path.with_name(f"{path.name}.damaged"))
+        say(f"warning: {error}; it stays as {kept.name} and is written anew")
+        return {}
+    for row in rows:
+        if sides.setdefault(row.slide_id, row.split) != row.split:
+            raise UserError(f"{path} puts slide {row.slide_id} on both sides of the split; give all its rows one side")
     return sides
 
 
@@ -577,8 +583,12 @@ def _draw_task(task: tuple) -> Failure | None:
 
 def _fingerprints(job: Job) -> list:
     """Of all that a slide's patches and their labels come from."""
-    labelled_by = [job.record.data_provider, job.record.gleason_score] if job.mask_path else []
-    return fingerprint(job.path) + fingerprint(job.mask_path) + labelled_by
+    return fingerprint(job.path) + fingerprint(job.mask_path) + _labelled_by(job)
+
+
+def _labelled_by(job: Job) -> list[str]:
+    """Of the row of train.csv."""
+    return [job.record.data_provider, job.record.gleason_score] if job.mask_path else []
 
 
 def _is_here(job: Job) -> bool:

@@ -81,6 +81,12 @@ def _set_aside(folder: Path, faults: dict[str, str]) -> int:
     for above in sorted({parent for path in faults for parent in (folder / path).parents if parent.is_relative_to(folder)}):
         if (above / "train.csv").exists() or (above / "train_images").exists():
             raise UserError(f"{above} holds slides (train.csv or train_images); --quarantine moves nothing there")
+    elsewhere = next((path for path in faults if not (folder / path).parent.resolve().is_relative_to(folder.resolve())), None)
+    if elsewhere:
+        raise UserError(
+            f"{folder / elsewhere} lies behind a link, where --quarantine moves nothing; name the folder that it leads to with "
+            "--patches, or remove it by hand"
+        )
     rows = manifest.read_manifest(folder) if (folder / manifest.NAME).exists() else []
     plan = _plan(folder, aside, rows, faults)
     if not plan:

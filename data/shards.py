@@ -91,7 +91,8 @@ def pack(folder: Place, target: Place) -> int:
 
 
 def _are_as_written(target: Path) -> bool:
-    return all(sha256(target / name) == written for name, written in checksums(target).items())
+    written = checksums(target)
+    return all(sha256(target / name) == written[name] for name in track(written, "compare shards", unit="shards"))
 
 
 def _with_content(folder: Place, rows: list[Patch]) -> Iterator[tuple[Patch, bytes]]:

@@ -44,7 +44,7 @@ class Output:
         if isinstance(self.folder, Remote):
             self.here = self._stack.enter_context(storage.scratch())
             there = storage.files_in(self.folder)
-            storage.fetch({there[name]: self.here / name for name in (SETTINGS_NAME, JOURNAL) if name in there})
+            storage.fetch({there[name]: self.here / name for name in (SETTINGS_NAME, JOURNAL, manifest.NAME) if name in there})
             self._version = there[JOURNAL].version if JOURNAL in there else ""
         self._own = manifest.own_columns(self.here)
         return self

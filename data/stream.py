@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from common.errors import UserError
 from common.files import inside
@@ -23,7 +24,7 @@ from data.download import Downloader, Plan, free_disk, in_batches
 from data.extract_report import report
 from data.journal import Journal
 from data.kaggle import Kaggle
-from data.panda import STREAMING, SlideRecord
+from data.panda import IMAGE_FOLDERS, STREAMING, SlideRecord
 from data.patches import ExtractResult, ExtractSettings, Run, check_folder, claim_folder, make_job
 from data.reporting import Progress, gigabytes
 from data.staging import Output
@@ -97,6 +98,7 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     when slides did not arrive.
     """
     start, result = time.monotonic(), ExtractResult()
+    _clear(settings.data_dir, {record.slide_id for record in plan.slides})
     slides = {item.slide_id: item for item in _slides(downloader, plan)}
     largest = max(item.room for item in slides.values())
     if largest > max_disk:
@@ -115,6 +117,13 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
         run.finish()
     result.seconds = time.monotonic() - start
     return result
+
+
+def _clear(folder: Path, slide_ids: set[str]) -> None:
+    """Remove what a stopped run left of slides that are no longer wanted: their room is given to others."""
+    for path in (path for name in IMAGE_FOLDERS for path in (folder / name).glob("*")):
+        if path.is_file() and path.name.split(".")[0].removesuffix("_mask") not in slide_ids:
+            path.unlink()
 
 
 def _slides(downloader: Downloader, plan: Plan) -> Iterator[Streamed]:

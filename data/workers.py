@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -67,7 +67,8 @@ def run_on_cluster(
     """As ``run_jobs``, on the workers of a Dask cluster whose scheduler is at ``address`` (tcp://HOST:8786).
 
     Dask itself gives the jobs of a worker that dies to others; a job that has brought down several is given up. The workers must
-    see the same folders and import this package. Raises UserError when there is no such cluster or it has no worker.
+    see the same folders and import this package. Raises UserError when there is no such cluster, it has no worker or not our
+    code, or it is lost on the way.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -95,6 +96,17 @@ def run_on_cluster(
                 yield task, future.result()
             except KilledWorker:
                 yield task, WorkerDied()
+            except CancelledError as error:
+                raise UserError(
+                    f"the cluster at {address} is lost ({error}); start it and this again, it goes on from here"
+                ) from error
+            except (ModuleNotFoundError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+                    raise
+                raise UserError(
+                    f"the cluster at {address} cannot load this program; start scheduler and workers in this folder with "
+                    "PYTHONPATH=. in front, see docs/scaling.md"
+                ) from error
             submit(1)
 
 
@@ -135,7 +147,7 @@ class _Pool:
 
     def __init__(self, workers: int):
         self.workers, self._others = workers, set(multiprocessing.active_children())
-        self.executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+        self.executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
 
     def end(self) -> None:
         """End the processes at once, whatever they are doing."""
@@ -166,7 +178,7 @@ def _signals_wait() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Leave signals of the terminal to the main process, and leave when it is gone, however it went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

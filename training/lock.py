@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -14,7 +15,7 @@ from common.files import take_lock, write_text
 from common.progress import say
 from training import checkpoint
 
-OWNER = ".run"  # in a log folder: the way from there to the run's checkpoints
+MARK = ".run"
 
 
 class OccupiedError(UserError):
@@ -55,16 +56,22 @@ def folders_of_a_run(folder: Path, log_folder: Path) -> Iterator[None]:
 
 
 def _claim(log_folder: Path, folder: Path) -> None:
-    """Write down in the log folder where its run's checkpoints are: relative, so that both can be moved or copied together."""
-    path, way = log_folder / OWNER, os.path.relpath(folder.resolve(), log_folder.resolve())
-    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-        other = path.read_text(encoding="utf-8").strip()
-        if other != way and checkpoint.all_in(log_folder.resolve() / other):
-            raise OccupiedError(
-                f"{log_folder} holds the log of the run whose checkpoints are in {os.path.normpath(log_folder / other)}; name this "
-                "run's own with --log_dir, or choose a --run_name NAME"
-            )
-        if other == way:
-            return
-    with contextlib.suppress(OSError):  # a full disk costs no training
-        write_text(path, f"{way}\n")
+    """Give both folders the same mark, by which they are known for one run's wherever they are moved or copied to."""
+    ours, theirs = (_mark_of(each) for each in (folder, log_folder))
+    if theirs and theirs != ours and (ours or not checkpoint.all_in(folder)):
+        raise OccupiedError(
+            f"{log_folder} holds another run's log than that of the checkpoints in {folder}; name this run's own with --log_dir, "
+            "choose a --run_name NAME, or move that log away"
+        )
+    mark = ours or theirs or uuid.uuid4().hex
+    for each in (folder, log_folder):
+        if _mark_of(each) != mark:
+            with contextlib.suppress(OSError):  # a full disk costs no training
+                write_text(each / MARK, f"{mark}\n")
+
+
+def _mark_of(folder: Path) -> str:
+    try:
+        return (folder / MARK).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""

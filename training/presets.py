@@ -147,7 +147,7 @@ def settings_of(trainer: Trainer) -> dict:
     settings = model.to_dict() | trainer.config.to_dict()
     if settings.pop("reduced_to"):
         settings["image_size"] = f"{model.output_size}, painted at {model.image_size}"
-    settings["keep"] = settings["keep"] or 3
+    settings["keep"] = settings["keep"] or "3, or as many as there are"
     if settings["eval_every"] is None:
         settings["eval_every"] = "20, less often where that takes much of the time"
     return settings

@@ -23,6 +23,8 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
     """(file, state) to go on from; (None, None) for a new run. A plain state_dict comes back as a state without progress."""
     if processes.restarted() and checkpoint.all_in(folder):
         args.resume = ""  # torchrun started everything again after a process failed
+    if args.resume is None and (args.dry_run or args.preview_augmentation):
+        return None, None
     if args.resume is None:
         held = checkpoint.all_in(folder)
         if held:

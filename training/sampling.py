@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -167,8 +168,9 @@ def _described(path: Path, state: dict) -> tuple[ModelConfig, dict, list[str], l
 
 
 def _is_name(name: object) -> bool:
-    """Whether a folder can have this name, and lies where it is made: checkpoints come from strangers, too."""
-    return isinstance(name, str) and bool(name) and name not in (".", "..") and not set(name) & set("/\\\0")
+    """Whether a folder of this name lies where it is made: checkpoints come from strangers, too."""
+    parts = re.split(r"[/\\]", name) if isinstance(name, str) else [""]
+    return not {"", ".", ".."} & set(parts) and "\0" not in name
 
 
 def load_sampler(path: Path, device: torch.device, guidance: float = 0.0, truncation: float = 1.0) -> Sampler:

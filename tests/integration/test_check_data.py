@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 import check_data
+from check_data import check_patches
 from common.cli import run
+from common.errors import UserError
 from data import quality, quality_report
 from data.journal import Journal
 from data.quality import find_folders, list_folder, scan_folder
@@ -185,6 +187,20 @@ def test_one_planted_fault_of_each_kind_is_named(tmp_path, report):
     assert found["stray_files"] == ["gleason4/line\\nbreak.png", "gleason4/stray_0_0.png"]
     assert found["name"] == ["gleason4/line\\nbreak.png"]
     assert found["other_files"] == ["gleason4/notes.txt"]
+
+
+def test_quarantine_moves_nothing_from_behind_a_link(tmp_path, report, capsys):
+    rows = make_folder(tmp_path / "patches", 10)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a_0_0.png").write_bytes(b"x")
+    (tmp_path / "patches" / "gleason3").symlink_to(tmp_path / "disk")
+    (tmp_path / "patches" / "patches.csv").unlink()
+    (tmp_path / "patches" / rows[0].path).write_bytes(b"x")
+    with pytest.raises(UserError, match="gleason3/a_0_0.png lies behind a link, where --quarantine moves nothing"):
+        check_patches(tmp_path / "patches", 0, True)
+    assert (tmp_path / "disk" / "a_0_0.png").exists() and (tmp_path / "patches" / rows[0].path).exists()
+    (tmp_path / "disk" / "a_0_0.png").unlink()
+    assert rows[0].path not in check_patches(tmp_path / "patches", 0, True).scans
 
 
 def test_quarantine_then_nothing_is_broken(tmp_path, report):

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,25 @@ def test_a_cluster_that_loses_a_worker_gives_the_files_of_one_machine(cluster, t
     assert killed and len(result.patches) == len(alone.patches) > 50
     assert not result.failed
     assert contents(there.output_dir) == contents(settings.output_dir)
+
+
+def test_a_cluster_that_lacks_this_program_or_is_lost_is_one_sentence(cluster, monkeypatch):
+    class Broken:
+        key = "k"
+
+        def __init__(self, error):
+            self.error = error
+
+        def result(self):
+            raise self.error
+
+    graph = RuntimeError("Error during deserialization of the task graph. This frequently occurs if ...")
+    for error, says in ((graph, "PYTHONPATH=. in front"), (CancelledError("scheduler-connection-lost"), "is lost")):
+        monkeypatch.setattr(distributed.Client, "submit", lambda self, *_, error=error, **__: Broken(error))
+        monkeypatch.setattr(distributed.as_completed, "add", lambda self, future: None)
+        monkeypatch.setattr(distributed.as_completed, "__iter__", lambda self, error=error: iter([Broken(error)]))
+        with pytest.raises(UserError, match=says):
+            list(run_on_cluster(print, [1], cluster.scheduler_address))
 
 
 def test_a_job_that_kills_every_worker_is_given_up(cluster):

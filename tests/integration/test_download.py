@@ -255,6 +255,8 @@ def test_a_corrected_table_stays(kaggle, files, tmp_path, capsys):
     table.write_bytes(corrected)
     run("--num_slides", "4")
     assert table.read_bytes() == corrected and "was changed since it arrived" in capsys.readouterr().out
+    table.write_bytes(files["train.csv"].replace(b"slide0,karolinska,0,negative", b"slide0,karolinska,5,5+5"))
+    run("--grades", "5", "--dry_run")  # by Kaggle's table no slide would be left
     for content in (corrected, files["train.csv"].replace(b"negative", b"NEGATIVE")):
         table.write_bytes(content)
         run("--verify")

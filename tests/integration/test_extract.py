@@ -200,6 +200,14 @@ def test_changes_of_the_manifest_by_hand_survive_the_next_extraction(settings):
     assert contents(settings.output_dir) == before
 
 
+def test_a_damaged_manifest_is_written_anew_and_kept(settings, capsys):
+    first = extract(settings)
+    (settings.output_dir / "patches.csv").write_text("path;split\na;b\n")  # as a spreadsheet may
+    assert extract(settings).patches == first.patches == read_manifest(settings.output_dir)
+    assert (settings.output_dir / "patches.csv.damaged").read_text() == "path;split\na;b\n"
+    assert "it stays as patches.csv.damaged and is written anew" in capsys.readouterr().out
+
+
 def test_overlays_that_have_no_place_cost_nothing_else(settings, capsys):
     overlay_folder(settings.output_dir).parent.write_text("a file")
     assert len(extract(settings).patches) == 54

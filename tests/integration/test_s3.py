@@ -267,6 +267,22 @@ def test_a_slide_that_goes_before_its_turn_is_recorded(mutable, tmp_path, monkey
     assert "aaa1" in (got(mutable.output_dir, tmp_path) / staging.FAILED_NAME).read_text()
 
 
+def test_changes_of_the_manifest_by_hand_survive_the_next_extraction(there, tmp_path):
+    extract(replace(there, max_patches=12))
+    rows = (got(there.output_dir, tmp_path) / "patches.csv").read_text().splitlines()
+    moved = next(row.split(",")[1] for row in rows if row.endswith(",train"))
+    changed = [row.removesuffix(",train") + ",test" if row.split(",")[1] == moved else row for row in rows]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "patches.csv").write_text(
+        "".join(f"{row},{'own' if number else 'note'}\n" for number, row in enumerate(changed))
+    )
+    put(tmp_path / "mine", there.output_dir)
+    extract(there)
+    folder = got(there.output_dir, tmp_path / "then")
+    assert {row.split for row in read_manifest(folder) if row.slide_id == moved} == {"test"}
+    assert sum(line.endswith(",own") for line in (folder / "patches.csv").read_text().splitlines()) == 12
+
+
 def test_two_runs_that_write_to_one_place_are_noticed(there):
     with pytest.raises(UserError, match="another extraction is writing to s3://"), staging.Output(there.output_dir) as late:
         extract(there)

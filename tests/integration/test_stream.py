@@ -204,6 +204,24 @@ def test_faults_change_nothing(streaming, tmp_path, _tiny_slides):
     assert patches_of(tmp_path / "streamed") == plain(_tiny_slides, max_patches=20)
 
 
+def test_a_corrected_table_is_followed_and_what_nobody_wants_any_more_goes(streaming, tmp_path, _tiny_slides):
+    _, run = streaming()
+    run("--max_patches", "1000")
+    table = tmp_path / "panda" / "train.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    corrected = [[*row[:2], "5", "4+5"] if row[0] == "bbb2" else row for row in rows]
+    assert corrected != rows
+    table.write_text("".join(",".join(row) + "\n" for row in corrected))
+    stray = tmp_path / "panda" / STREAMING / "train_images" / "ccc9.tiff.part"
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"of an earlier choice")
+    run("--max_patches", "1000")
+    slides = shutil.copytree(_tiny_slides, tmp_path / "corrected")
+    shutil.copy(table, slides / "train.csv")
+    assert patches_of(tmp_path / "streamed") == plain(slides, max_patches=1000)
+    assert not stray.exists()
+
+
 def test_a_bound_below_one_slide_is_refused(streaming, tmp_path):
     _, run = streaming()
     with pytest.raises(UserError, match="--max_disk is smaller than the largest slide"):

@@ -304,19 +304,30 @@ def test_a_run_from_another_folders_checkpoint_leaves_that_runs_log_alone(patche
     run_script("train", *flags, "--log_dir", tmp_path / "logs")
 
 
+def test_looking_is_possible_beside_a_run(patches, copied, tmp_path):
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    run(patches, copied, "--image_size", 64, "--model", "dcgan", "--preview_augmentation", tmp_path / "a.png")
+    assert "dcgan" in run(patches, copied, "--image_size", 64, "--model", "dcgan", "--dry_run")
+    assert (tmp_path / "a.png").exists() and {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_does_not_go_on_in_the_log_of_another(patches, copied, tmp_path):
     whole = {path: path.read_bytes() for path in (copied / "logs").rglob("*") if path.is_file() and path.name != "train.log"}
     run(patches, tmp_path, "--epochs", 1, *START)
     other = ["--patches", patches, "--device", "cpu", "--checkpoint_dir", tmp_path / "checkpoints", "--epochs", 2, "--resume"]
     text = run_script("train", *other, "--log_dir", copied / "logs", expect=1)
-    assert f"holds the log of the run whose checkpoints are in {copied / 'checkpoints'}; name this run's own" in text
+    assert f"holds another run's log than that of the checkpoints in {tmp_path / 'checkpoints'}; name this run's own" in text
     assert {path: path.read_bytes() for path in whole} == whole
     *_, last = (copied / "logs" / "train.log").read_text().splitlines()
     assert "note: another run was refused: " in last and "error: " not in last
-    shutil.move(copied, tmp_path / "moved")  # both together: it is still its own
-    run(patches, tmp_path / "moved", "--epochs", 5, *START[4:], "--resume")
-    shutil.rmtree(tmp_path / "moved" / "checkpoints")  # a log that nobody goes on with
-    run_script("train", *other, "--log_dir", tmp_path / "moved" / "logs")
+    for name in ("checkpoints", "logs"):  # out of the way, and another one begins in their place: they are still one run's
+        (copied / name).rename(copied / f"first_{name}")
+    run(patches, copied, "--epochs", 1, *START)
+    first = ["--checkpoint_dir", copied / "first_checkpoints", "--log_dir", copied / "first_logs"]
+    run_script("train", "--patches", patches, "--device", "cpu", *first, "--epochs", 5, *START[4:], "--resume")
+    (copied / "logs" / "samples" / "epoch_0001.png").unlink()  # as before the first picture
+    new = ["--checkpoint_dir", tmp_path / "new", "--log_dir", copied / "logs", "--epochs", 1]
+    assert "holds another run's log" in run_script("train", "--patches", patches, "--device", "cpu", *new, *START, expect=1)
 
 
 def test_as_many_checkpoints_stay_as_were_asked_for_also_when_resumed(patches, copied, tmp_path):

@@ -1,5 +1,6 @@
 """Demo slides: PANDA's layout as OpenSlide reads it, masks that agree with the score, same seed same bytes, nothing overwritten."""
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -208,6 +209,22 @@ def test_other_settings_are_refused_and_nothing_changes(slides, settings):
     with pytest.raises(UserError, match="choose another --out"):
         write_demo_slides(out, *settings)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_fewer_slides_than_a_stopped_run_drew_are_refused(slides, tmp_path):
+    stopped = shutil.copytree(slides[0], tmp_path / "stopped")
+    (stopped / "train.csv").unlink()  # written last
+    with pytest.raises(UserError, match="holds more or other slides than asked for"):
+        write_demo_slides(stopped, 1, SIZE)
+
+
+def test_memory_that_is_not_enough_is_one_sentence(tmp_path, monkeypatch):
+    def draw(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("data.demo.paint_slide", draw)
+    with pytest.raises(UserError, match="do not fit the memory"):
+        write_demo_slides(tmp_path / "demo", 1, SIZE)
 
 
 def test_other_peoples_folders_are_refused(tmp_path):

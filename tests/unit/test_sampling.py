@@ -136,7 +136,7 @@ def test_a_checkpoint_that_lacks_something_is_one_sentence(name, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [{"classes": ["benign"]}, {"class_counts": [1] * 4}, {"config": "x"}]
-    + [{"classes": [name, "gleason3", "gleason4"]} for name in ("../../x", "/x", "a\\b", "..", ".", "", 7, ["x"])],
+    + [{"classes": [name, "gleason3", "gleason4"]} for name in ("../../x", "/x", "a\\..\\b", "..", ".", "", "a\0", 7, ["x"])],
 )
 def test_classes_that_the_network_does_not_have_are_refused(changes, tmp_path):
     checkpoint.save(tmp_path / "a.pt", sampler_state() | changes)
