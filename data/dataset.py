@@ -86,7 +86,7 @@ def _pictures(folder: Path) -> list[str]:
     Raises UserError for a name that is no text, as old archives unpack them.
     """
     below = manifest.entries_below(folder, lambda what: say(f"warning: left out of {folder}: {printable(what)}"))
-    paths = sorted(str(path) for path, entry in below if path.suffix.lower() in SUFFIXES and entry.is_file())
+    paths = sorted(str(path) for path, kind in below if path.suffix.lower() in SUFFIXES and kind == "file")
     for path in paths:
         if not is_text(path):
             raise UserError(f"{folder} holds {printable(path)}, whose name is no plain text; rename that file")

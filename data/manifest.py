@@ -83,8 +83,8 @@ def is_set_aside(folder: Path) -> bool:
     return beside not in ("", folder.name) and folder.with_name(beside).is_dir()
 
 
-def entries_below(folder: Path, unreadable: Callable[[str], None]) -> Iterator[tuple[PurePosixPath, os.DirEntry]]:
-    """What lies below a patch folder, each with its relative path, but for what is hidden or was set aside.
+def entries_below(folder: Path, unreadable: Callable[[str], None]) -> Iterator[tuple[PurePosixPath, str]]:
+    """(relative path, "folder", "file" or "") of what lies below a patch folder, but for what is hidden or was set aside.
 
     Links are followed, but those to what lies in the folder itself. unreadable: told of each folder that cannot be read, and why.
     """
@@ -103,10 +103,18 @@ def entries_below(folder: Path, unreadable: Callable[[str], None]) -> Iterator[t
                 continue
             if entry.is_symlink() and os.path.exists(entry.path) and Path(os.path.realpath(entry.path)).is_relative_to(root):
                 continue
-            yield relative / entry.name, entry
-            if entry.is_dir() and (real := os.path.realpath(entry.path)) not in seen:
+            kind = _kind_of(entry)
+            yield relative / entry.name, kind
+            if kind == "folder" and (real := os.path.realpath(entry.path)) not in seen:
                 seen.add(real)
                 pending.append(relative / entry.name)
+
+
+def _kind_of(entry: os.DirEntry) -> str:
+    """Of what a link leads to as well; "" where it leads nowhere, or round, and for devices."""
+    if entry.is_symlink():
+        return "folder" if os.path.isdir(entry.path) else "file" if os.path.isfile(entry.path) else ""
+    return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
 
 
 def has_lone_splits(paths: Iterable[str]) -> bool:

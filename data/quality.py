@@ -173,10 +173,10 @@ def list_folder(folder: Path) -> Listing:
     if shards.is_sharded(folder):
         return Listing(sorted(shards.open_shards(folder).paths), [], [])
     listing = Listing([], [], [])
-    for path, entry in manifest.entries_below(folder, lambda what: listing.unlisted.append(printable(what))):
+    for path, kind in manifest.entries_below(folder, lambda what: listing.unlisted.append(printable(what))):
         if path.suffix.lower() in SUFFIXES:
             listing.images.append(str(path))
-        elif not entry.is_dir() and len(path.parts) > 1:
+        elif kind != "folder" and len(path.parts) > 1:
             listing.others.append(str(path))
     listing.images.sort()
     listing.others.sort()

@@ -172,11 +172,13 @@ def test_what_links_lead_to_is_trained_on_and_checked_but_not_round_and_round(tm
     (tmp_path / "set" / "gleason3").symlink_to("../disk")
     (tmp_path / "set" / "gleason4" / "d_0_0.png").symlink_to("../../disk/a_0_0.png")
     (tmp_path / "set" / "gleason4" / "round").symlink_to("..")  # and others to what is there already
+    for name in ("loop.png", "loop", "nowhere"):
+        (tmp_path / "set" / name).symlink_to(name)
     (tmp_path / "set" / "above").symlink_to("../../" + tmp_path.name)
     (tmp_path / "set" / "another").symlink_to("benign")
     (tmp_path / "set" / "benign" / "e_0_0.png").symlink_to("b_0_0.png")
     paths = ["benign/b_0_0.png", "gleason3/a_0_0.png", "gleason4/c_0_0.png", "gleason4/d_0_0.png"]
-    assert list_folder(tmp_path / "set").images == paths
+    assert list_folder(tmp_path / "set").images == [*paths, "loop.png"]
     assert [(file.path, file.label) for file in list_patches(tmp_path / "set")] == [(path, path.split("/")[0]) for path in paths]
 
 
