@@ -157,11 +157,13 @@ def held_out_patches(dataset: PatchDataset, trainer: Trainer, scored: bool) -> H
         say("note: too few held-out patches to score by; scores during training are against the training patches")
     side, unseen = trainer.model.output_size, held_out is not dataset
 
-    def as_they_come_out(patches: PatchDataset) -> np.ndarray:
-        return to_uint8(reduced(patches.drawn(COUNT, 0)[0], side))  # the same ones for every --seed, so that runs can be compared
+    def as_they_come_out(patches: PatchDataset) -> tuple[np.ndarray, list[str]]:
+        images, numbers = patches.drawn(COUNT, 0)  # the same ones for every --seed, so that runs can be compared
+        return to_uint8(reduced(images, side)), [patches.classes[number] if patches.classes else "" for number in numbers]
 
     trained_on = partial(as_they_come_out, dataset) if unseen and enough else None
-    watch = Watch(as_they_come_out(held_out), trainer.config.seed, str(trainer.device), trained_on=trained_on)
+    real, labels = as_they_come_out(held_out)
+    watch = Watch(real, trainer.config.seed, str(trainer.device), trained_on=trained_on, labels=labels)
     return HeldOut(held_out.drawn if unseen else None, dataset.drawn, watch)
 
 

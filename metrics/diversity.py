@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.labels import known
 from metrics.distances import distances, kth_distances
 from metrics.images import MIN_IMAGES, ImageSet, choose
 from metrics.section import Finding, Section, Table, worst
@@ -39,7 +40,7 @@ def diversity_section(train: ImageSet, held_out: ImageSet, fake: ImageSet, featu
             name: features[name][images.labels == label] if label else features[name]
             for name, images in (("train", train), ("held_out", held_out), ("fake", fake))
         }
-        generated, control = (_ratios(parts[name], parts["train"], seed) for name in ("fake", "held_out"))
+        generated, control = (variety(parts[name], parts["train"], seed) for name in ("fake", "held_out"))
         name = label or ALL
         if generated is None:
             rows.append([name, "too few images", *[""] * 6])
@@ -65,7 +66,17 @@ _EXPLANATION = (
 )
 
 
-def _ratios(features: np.ndarray, real: np.ndarray, seed: int) -> dict[str, float] | None:
+def least_varied(real: np.ndarray, real_labels: np.ndarray, fake: np.ndarray, fake_labels: np.ndarray) -> tuple[str, float] | None:
+    """The label whose images have the least spread beside that of its real ones, and how much; None where none has enough."""
+    found = {}
+    for label in filter(known, np.unique(fake_labels)):
+        if ratios := variety(fake[fake_labels == label], real[real_labels == label], 0):
+            found[str(label)] = ratios["spread"]
+    return min(found.items(), key=lambda item: item[1]) if found else None
+
+
+def variety(features: np.ndarray, real: np.ndarray, seed: int) -> dict[str, float] | None:
+    """How equally many of both vary: see _EXPLANATION. None where either are fewer than MIN_IMAGES, or real ones all the same."""
     count = min(len(features), len(real))
     if count < MIN_IMAGES:
         return None

@@ -78,7 +78,7 @@ class HeldOut:
 
     unseen: Callable[[int, int], tuple[Tensor, Tensor]] | None
     trained_on: Callable[[int, int], tuple[Tensor, Tensor]]
-    score: Callable[[Callable[[int, int], np.ndarray]], dict[str, float | str]]
+    score: Callable[[Callable[[int, int], tuple[np.ndarray, list[str]]]], dict[str, float | str]]
 
 
 class Meter:
@@ -347,7 +347,7 @@ class Run:
         if self.held_out is None:
             return
         start = time.monotonic()
-        scores = self.held_out.score(self.trainer.sampler().sample)
+        scores = self.held_out.score(self.trainer.sampler().labelled)
         if not scores:
             return  # no weights to score by, as the function has said
         trainer, scored_on = self.trainer, scores["scored_on"]

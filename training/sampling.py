@@ -115,6 +115,10 @@ class Sampler:
         names = [label or ""] * count if label is not None or not self.labels else self._mixture(start, count, seed)
         return self.render(torch.stack([latent(self.config, seed, name, start + k) for k, name in enumerate(names)]), names)
 
+    def labelled(self, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+        """``sample`` without a label, and the label of each image, "" when unconditional."""
+        return self.sample(count, seed), self._mixture(0, count, seed) if self.labels else [""] * count
+
     def render(self, z: Tensor, names: Sequence[str]) -> np.ndarray:
         """z (N, latent_dim) and a label name for each ("" when unconditional) -> (N, S, S, 3) uint8."""
         labels = torch.tensor([self.number(name) for name in names]) if self.labels else None

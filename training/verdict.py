@@ -16,6 +16,8 @@ WINNING = 0.9  # D right on this share of both kinds: its gradient is saturating
 WINNING_RISE = 1.05  # of loss_g within the window; a strong D alone is no fault, one that G cannot follow is
 BY_HEART = 0.15  # acc_trained - acc_held_out, with room for other slides; known only where its standard error is at most half of it
 COLLAPSED = 0.4  # diversity beside real batches; good runs stay above 0.6 once they have found it,
+SPREAD = 0.75  # of a label's images beside its patches in Inception's features: held-out patches stay above (docs/evaluation.md)
+SPREAD_FROM = 20_000  # images: small ones, enlarged, are alike (0.75 after 10 epochs of a good run, 0.77 and more from 20 on)
 COLLAPSED_FROM = 10_000  # images: a young DCGAN's falls to 0.16 and comes back by itself
 LINES = 10  # log lines, at least, that a mean needs to be steadier than the limits
 SEEDS = 0.004  # standard deviation of KID among runs that differ by their seed alone: three seeds in docs/experiments.md
@@ -84,7 +86,7 @@ def history(rows: list[dict]) -> History:
 
 def warnings(run: History) -> list[str]:
     """A sentence or two for everything that looks wrong, the worst first."""
-    tests = (not_finite, collapses, discriminator_wins, learns_by_heart, kid_rises, kid_stalls, waits_for_data)
+    tests = (not_finite, collapses, a_label_collapses, discriminator_wins, learns_by_heart, kid_rises, kid_stalls, waits_for_data)
     return [text for test in tests if (text := test(run))]
 
 
@@ -114,6 +116,17 @@ def collapses(run: History) -> str:
     return (
         f"The images are becoming one (mode collapse): over the last {len(spread)} log lines a batch varied {mean(spread):.0%} as "
         "much as real patches do. Look at the newest grid; go back to an earlier checkpoint with a smaller --lr_g."
+    )
+
+
+def a_label_collapses(run: History) -> str:
+    """The images of one label look alike by the newest evaluation."""
+    last = run.kids[-1] if run.kids else {}
+    if last.get("images", 0) < SPREAD_FROM or not finite(last.get("spread")) or last["spread"] > SPREAD:
+        return ""
+    return (
+        f"The images of {last.get('spread_of', 'one label')} look alike: they vary {last['spread']:.0%} as much as its patches do. "
+        "Look at its row in the newest grid; it may come back by itself, else another --seed helps."
     )
 
 

@@ -52,6 +52,7 @@ def run_of(*kids, error=0.01, held_out=0.78, score=None, **numbers):
     return History(lines(**numbers), [row | (score or {}) for row in scores(*kids, error=error)])
 
 
+ALIKE = {"spread": 0.72, "spread_of": "benign"}
 FALLING, FLAT = (0.5, 0.4, 0.3, 0.2), (0.201, 0.2, 0.202, 0.2, 0.199)
 
 
@@ -61,6 +62,8 @@ def test_rows_are_sorted_into_lines_and_evaluations():
 
 
 def test_a_healthy_run_raises_nothing():
+    assert warnings(run_of(*FALLING, score=ALIKE)) == []  # images are small yet
+    assert warnings(run_of(*FALLING, score=ALIKE | {"images": 20_000, "spread": 0.77})) == []
     assert warnings(run_of(*FALLING)) == []
     assert warnings(History([], [])) == [] and warnings(History(lines(1), [])) == []
 
@@ -70,6 +73,7 @@ def test_a_healthy_run_raises_nothing():
     [
         (run_of(held_out=0.95, acc_real=0.97, acc_fake=0.98, loss_g=lambda place: 3 + 5 * place), "discriminator is winning"),
         (run_of(0.5, 0.4, held_out=0.6), "by heart"),
+        (run_of(*FALLING, score=ALIKE | {"images": 20_000}), "The images of benign look alike: they vary 72% as much"),
         (run_of(0.4, 0.2, 0.21, 0.22, 0.21), "KID has not improved over the last 3"),
         (run_of(0.03, 0.15, 0.31), "KID was 0.0300 at epoch 5 and is 0.3100 now"),
         (run_of(0.05, 0.03, 0.02, 0.012, 0.31), "best.pt holds the better state"),
