@@ -361,7 +361,8 @@ class Run:
             self._write_latest(state)
             self._keep_latest_as(self.folder / checkpoint.BEST)
         self._scoring += time.monotonic() - start
-        text = " ".join(f"{name} {value:.4f}" for name, value in scores.items() if not isinstance(value, str))
+        shown = {name: value if isinstance(value, str) else f"{value:.4f}" for name, value in scores.items() if name != "scored_on"}
+        text = " ".join(f"{name} {value}" for name, value in shown.items())
         note = ", the best so far" if best else ""
         self.log.line(
             f"epoch {self.trainer.epoch:.2f} scores {text}{note} (scoring takes {100 * self._scoring_share():.1f}% of the time)"
