@@ -43,7 +43,7 @@ def main() -> int:
     parser = options.make_parser(__doc__)
     args = parser.parse_args()
     options.check(parser, args)
-    with noted(args.log_dir / args.run_name, not (args.dry_run or args.preview_augmentation)) as notes:
+    with noted(args.log_dir / args.run_name, not options.only_looks(args)) as notes:
         return begin(args, notes)
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -230,7 +230,7 @@ class PatchDataset(Dataset):
 
     def _say_if_unlisted(self) -> None:
         if (self.folder / manifest.NAME).exists():
-            strays = set(_pictures(self.folder)).difference(str(PurePosixPath(file.path)) for file in self._everything)
+            strays = set(_pictures(self.folder)).difference(manifest.plain(file.path) for file in self._everything)
             if strays:
                 say(f"note: {len(strays)} pictures in {self.folder} have no row in {manifest.NAME} and are not trained on")
 

@@ -117,6 +117,11 @@ def _kind_of(entry: os.DirEntry) -> str:
     return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
 
 
+def plain(path: str) -> str:
+    """A manifest path in the spelling of ``entries_below``: no doubled slashes, no single dots."""
+    return str(PurePosixPath(path))
+
+
 def has_lone_splits(paths: Iterable[str]) -> bool:
     """Whether folders named like a split are one where they hold pictures themselves: beside "invalid", "valid" is a label."""
     tops = {top.lower() for top, *below in (PurePosixPath(path).parts for path in paths) if len(below) == 1}

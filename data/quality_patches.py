@@ -66,7 +66,7 @@ def scan_patch_folder(folder: Path, workers: int) -> tuple[Listing, dict[str, Sc
 def assess(folder: Path, listing: Listing, scans: dict[str, Scan]) -> Assessment:
     """Judge a patch folder from its listing, the scans of its images and its manifest as it is now."""
     rows, findings = quality_rows.rows(folder)
-    by_path = {quality_rows.plain(row.path): row for row in rows or ()}
+    by_path = {manifest.plain(row.path): row for row in rows or ()}
     lone_split = manifest.has_lone_splits(scans)
     facts = {path: quality_rows.facts(path, by_path.get(path), lone_split) for path in scans}
     members = scans.keys() if rows is None else scans.keys() & by_path.keys()  # training reads no file without a row

@@ -27,11 +27,6 @@ FEW_SHARE = 0.1  # a label with less than this share of the most frequent one
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
-def plain(path: str) -> str:
-    """A manifest path in the spelling of the folder's listing: no doubled slashes, no single dots."""
-    return PurePosixPath(path).as_posix()
-
-
 def rows(folder: Path) -> tuple[list[Patch] | None, list[Finding]]:
     """Rows of the manifest, None when there is none that can be read, and what there is to say about that."""
     if shards.is_sharded(folder):
@@ -65,7 +60,7 @@ def manifest_findings(rows: list[Patch], by_path: dict[str, Patch], scans: dict[
         if items := tuple(sorted(map(printable, items))):
             yield Finding(severity, check, title, advice, items)
 
-    counts = Counter(plain(row.path) for row in rows)
+    counts = Counter(manifest.plain(row.path) for row in rows)
     repeated = [f"{path}: {count} rows" for path, count in counts.items() if count > 1]
     yield from finding(
         "broken", "repeated_rows", "patches with several manifest rows", "--quarantine keeps the first row", repeated

@@ -98,11 +98,11 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     when slides did not arrive.
     """
     start, result = time.monotonic(), ExtractResult()
-    _clear(settings.data_dir, {record.slide_id for record in plan.slides})
     slides = {item.slide_id: item for item in _slides(downloader, plan)}
     largest = max(item.room for item in slides.values())
     if largest > max_disk:
         raise UserError(f"--max_disk is smaller than the largest slide with its mask ({gigabytes(largest)}); give more")
+    _clear(settings.data_dir, {name for item in slides.values() for name in item.files})
     output = Output(settings.output_dir)
     check_folder(settings, output)
     with Journal(settings.output_dir) as journal:
@@ -119,10 +119,11 @@ def stream(downloader: Downloader, plan: Plan, settings: ExtractSettings, max_di
     return result
 
 
-def _clear(folder: Path, slide_ids: set[str]) -> None:
-    """Remove what a stopped run left of slides that are no longer wanted: their room is given to others."""
+def _clear(folder: Path, wanted: set[str]) -> None:
+    """Remove files, whole or half, that a stopped run left and are not ``wanted`` any more: their room is given to others."""
+    kept = {file for name in wanted for file in PartFile(inside(folder, name)).files}
     for path in (path for name in IMAGE_FOLDERS for path in (folder / name).glob("*")):
-        if path.is_file() and path.name.split(".")[0].removesuffix("_mask") not in slide_ids:
+        if path.is_file() and path not in kept:
             path.unlink()
 
 

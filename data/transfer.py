@@ -239,6 +239,11 @@ class PartFile:
         self._note = self.final.with_name(self.final.name + ".part.json")
 
     @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """All that may lie there: the whole file, the half one, its note."""
+        return self.final, self.path, self._note
+
+    @property
     def size(self) -> int:
         """Bytes there are."""
         return self.path.stat().st_size if self.path.exists() else 0

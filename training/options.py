@@ -241,6 +241,11 @@ def _files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--dry_run", action="store_true", help="print configuration, size, memory and time per epoch, and leave")
 
 
+def only_looks(args: argparse.Namespace) -> bool:
+    """Whether nothing is trained nor written into a run's folders."""
+    return bool(args.dry_run or args.preview_augmentation)
+
+
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse values and combinations that cannot be meant (exit 2)."""
     if args.batch_size == 1:

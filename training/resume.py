@@ -23,7 +23,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
     """(file, state) to go on from; (None, None) for a new run. A plain state_dict comes back as a state without progress."""
     if processes.restarted() and checkpoint.all_in(folder):
         args.resume = ""  # torchrun started everything again after a process failed
-    if args.resume is None and (args.dry_run or args.preview_augmentation):
+    if args.resume is None and options.only_looks(args):
         return None, None
     if args.resume is None:
         held = checkpoint.all_in(folder)
@@ -49,7 +49,7 @@ def find_state(args: argparse.Namespace, folder: Path, log_folder: Path) -> tupl
         if own and path.name == checkpoint.FINAL:
             path, state = newest_after(path, state)
     if checkpoint.is_plain_state_dict(state):
-        return path, take_over_legacy(path, state, None if args.dry_run or args.preview_augmentation else folder)
+        return path, take_over_legacy(path, state, None if options.only_looks(args) else folder)
     missing = [name for name in ("model", "config", "classes", "progress") if name not in state]
     if missing:
         raise UserError(f"{path} lacks its {', '.join(missing)}; it was not written by train.py, resume from another checkpoint")

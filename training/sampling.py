@@ -112,12 +112,15 @@ class Sampler:
         """
         if label is not None and (label or self.labels):
             self.number(label)
-        names = [label or ""] * count if label is not None or not self.labels else self._mixture(start, count, seed)
-        return self.render(torch.stack([latent(self.config, seed, name, start + k) for k, name in enumerate(names)]), names)
+        return self._images([label] * count if label is not None else self._mixture(start, count, seed), seed, start)
 
     def labelled(self, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
         """``sample`` without a label, and the label of each image, "" when unconditional."""
-        return self.sample(count, seed), self._mixture(0, count, seed) if self.labels else [""] * count
+        names = self._mixture(0, count, seed)
+        return self._images(names, seed, 0), names
+
+    def _images(self, names: Sequence[str], seed: int, start: int) -> np.ndarray:
+        return self.render(torch.stack([latent(self.config, seed, name, start + k) for k, name in enumerate(names)]), names)
 
     def render(self, z: Tensor, names: Sequence[str]) -> np.ndarray:
         """z (N, latent_dim) and a label name for each ("" when unconditional) -> (N, S, S, 3) uint8."""
@@ -145,6 +148,8 @@ class Sampler:
         return self.labels.index(label)
 
     def _mixture(self, start: int, count: int, seed: int) -> list[str]:
+        if not self.labels:
+            return [""] * count
         shares = np.asarray(self._counts, dtype=float)
         shares = shares / shares.sum() if shares.sum() else np.full(len(self.labels), 1 / len(self.labels))
         edges = np.cumsum(shares)
