@@ -42,17 +42,25 @@ def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
         raise
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of ``replacing(path)`` whose processes are gone: a kill leaves them, as large as they were."""
+def remove_leftovers(path: Path, alone: bool = False) -> None:
+    """Remove the temporary files of ``replacing(path)`` whose processes are gone: a kill leaves them, as large as they were.
+
+    alone: the caller holds the lock of all who write ``path``, so that every temporary file of it was left.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name[:200])}.*.tmp"):
-        try:
-            os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
-        except ProcessLookupError:
-            with contextlib.suppress(OSError):  # another run may remove it too, or the folder be read-only
-                if time.time() - leftover.stat().st_mtime > SURELY_LEFT:
-                    leftover.unlink()
-        except (ValueError, PermissionError):
-            continue
+        with contextlib.suppress(OSError):  # another run may remove it too, or the folder be read-only
+            if alone or _surely_left(leftover):
+                leftover.unlink()
+
+
+def _surely_left(leftover: Path) -> bool:
+    try:
+        os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
+    except ProcessLookupError:
+        return time.time() - leftover.stat().st_mtime > SURELY_LEFT
+    except (ValueError, PermissionError):
+        pass
+    return False
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.cli import existing_folder
 from common.errors import UserError
-from common.files import write_csv, write_text
+from common.files import remove_leftovers, write_csv, write_text
 from common.progress import say, track
 from common.seeding import derive_seed
 from common.storage import Place, brought, contains, files_in, remove, scratch, size_of, sweep
@@ -239,7 +239,12 @@ def check_folder(settings: ExtractSettings, output: Output) -> None:
 
 
 def claim_folder(settings: ExtractSettings, output: Output) -> None:
-    """Write extract.json, once the journal is locked: a run that is refused must leave no settings behind."""
+    """Write extract.json, once the journal is locked: a run that is refused must leave no settings behind.
+
+    What a killed run was in the middle of writing goes.
+    """
+    for name in (SETTINGS_NAME, FAILED_NAME, manifest.NAME):
+        remove_leftovers(output.here / name, alone=True)
     found = {"settings": _fixed(settings) | {"max_patches": settings.max_patches}, "versions": _versions()}
     write_text(output.here / SETTINGS_NAME, json.dumps(found, indent=2))
     output.publish()
@@ -424,6 +429,7 @@ class Run:
             say(f"warning: {folder} cannot be written, so there are no pictures of slides with their patches")
             return
         there = files_in(folder)
+        remove([file for name, file in there.items() if name.startswith(".") and name.endswith(".tmp")])  # a killed run's
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
             current = known.drawn == _digest(known.cuts) and job.overlay.name in there

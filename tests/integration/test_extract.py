@@ -273,7 +273,10 @@ def test_files_of_a_killed_run_are_removed_and_foreign_ones_are_not(settings):
     x, y = next((x, y) for x, y, *_ in known["candidates"] if f"{known['scan']}_{x}_{y}.png" not in chosen)
     folder = next(settings.output_dir.rglob("*.png")).parent
     ours = [folder / f"{known['scan']}_{x}_{y}.png", folder / f".{known['scan']}_{x}_{y}.png.123.456.tmp"]
+    ours += [settings.output_dir / f".{name}.123.456.tmp" for name in ("patches.csv", "extract.json", "failed_slides.csv")]
+    ours += [overlay_folder(settings.output_dir) / f".{known['scan']}.jpg.123.456.tmp"]
     foreign = [folder / "mine.png", folder / f"{known['scan']}_1_1.png", settings.output_dir / "notes.txt"]
+    foreign += [settings.output_dir / ".decoded-64.npy.123.456.tmp"]  # of a training, which may be writing it
     for path in ours + foreign:
         path.write_bytes(b"x")
     extract(replace(settings, max_patches=12))
