@@ -34,7 +34,7 @@ def cluster(two_workers):
     """The two, both at work when a test begins; a cluster that is closed while it starts a worker anew stumbles."""
     yield two_workers
     with distributed.Client(two_workers) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=100)
 
 
 def contents(folder):
@@ -43,7 +43,7 @@ def contents(folder):
 
 
 def kill_a_worker_after_the_first_patches(cluster, folder, killed):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len(list(folder.rglob("*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     worker = next(iter(cluster.workers.values()))

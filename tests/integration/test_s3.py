@@ -152,13 +152,13 @@ def test_killed_in_the_middle_another_machine_goes_on_to_the_same_files(there, a
     eager += "staging.LARGEST_SHARE = 1e9; cli.run(extract_patches.main)"
     words = [sys.executable, "-c", f"if __name__ == '__main__': {eager}", *command(there)[2:]]
     run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while len(s3.asked(".png")) < 10 and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.005)
     os.killpg(run.pid, signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL, "it was killed in the middle"
     for lock in (tmp_path / "scratch").glob("*.lock"):
-        FileLock(lock).acquire(timeout=60).lock.release()  # its worker is gone too
+        FileLock(lock).acquire(timeout=200).lock.release()  # its worker is gone too
     assert 0 < len([name for name in storage.files_in(there.output_dir, below=True) if name.endswith(".png")]) < PATCHES
     assert_rows_have_files(there, tmp_path)
     s3.requests.clear()
@@ -230,7 +230,7 @@ def test_a_cluster_without_common_folders_gives_the_same_files_also_when_a_worke
         killed = []
 
         def kill_one():
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 200
             while len(s3.asked(".png")) < 3 and time.monotonic() < deadline:
                 time.sleep(0.01)
             killed.append(next(iter(cluster.workers.values())).pid)
@@ -241,7 +241,7 @@ def test_a_cluster_without_common_folders_gives_the_same_files_also_when_a_worke
         result = extract(replace(there, scheduler=cluster.scheduler_address))
         murder.join()
         with distributed.Client(cluster) as client:  # a cluster that is closed while it starts a worker anew stumbles
-            client.wait_for_workers(2, timeout=30)
+            client.wait_for_workers(2, timeout=100)
     assert killed and not result.failed
     assert_same(there, alone, tmp_path)
 
@@ -453,12 +453,12 @@ def test_wrong_keys_no_keys_and_no_server(there, s3, monkeypatch):
 
 def test_a_refusal_in_the_middle_is_one_sentence_from_a_worker_process(there, s3):
     run = subprocess.Popen(command(there), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not fetched(s3) and time.monotonic() < deadline:
         time.sleep(0.005)
     s3.only_known_people(True)
     try:
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=200)
     finally:
         s3.only_known_people(False)
     assert run.returncode == 1 and errors.count("\n") == 1 and "access was refused" in errors, errors

@@ -99,7 +99,7 @@ def test_no_orphans_are_left_when_the_main_process_is_killed(tmp_path):
     _wait_for(lambda: not any(_alive(int(path.name)) for path in pids.iterdir()))
 
 
-def _wait_for(condition, seconds=30):
+def _wait_for(condition, seconds=200):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
