@@ -8,6 +8,7 @@ import glob
 import hashlib
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from common.errors import UserError
 
+TEMPORARY = re.compile(r"\..+?\.(\d+)(?:\.\d+)?\.tmp")  # of replacing and the like, with the process's number
 SURELY_LEFT = 600.0  # seconds without a write: a process of another machine may be writing to a shared disk
 
 
@@ -48,17 +50,30 @@ def remove_leftovers(path: Path, alone: bool = False) -> None:
     alone: the caller holds the lock of all who write ``path``, so that every temporary file of it was left.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name[:200])}.*.tmp"):
+        process = TEMPORARY.fullmatch(leftover.name)
         with contextlib.suppress(OSError):  # another run may remove it too, or the folder be read-only
-            if alone or _surely_left(leftover):
+            if alone or (process and _is_gone(int(process[1])) and time.time() - leftover.stat().st_mtime > SURELY_LEFT):
                 leftover.unlink()
 
 
-def _surely_left(leftover: Path) -> bool:
+def sweep_temporary(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder whose lock the caller has just taken.
+
+    Those of other living processes stay; our own number is that of a former one: in a container they begin anew.
+    """
+    for path in folder.glob(".*.tmp"):
+        process = TEMPORARY.fullmatch(path.name)
+        if process and (int(process[1]) == os.getpid() or _is_gone(int(process[1]))):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_gone(process: int) -> bool:
     try:
-        os.kill(int(leftover.name.split(".")[-3]), 0)  # asks only whether the process is there
-    except ProcessLookupError:
-        return time.time() - leftover.stat().st_mtime > SURELY_LEFT
-    except (ValueError, PermissionError):
+        os.kill(process, 0)  # asks only whether it is there
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
         pass
     return False
 

@@ -13,7 +13,7 @@ import pytest
 
 from common import cli
 from common.errors import UserError
-from common.files import inside, replacing, sha256, write_text
+from common.files import inside, replacing, sha256, sweep_temporary, write_text
 from common.film import write_film
 from common.html import data_uri, render
 from common.pictures import grid, save
@@ -68,6 +68,12 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", program, path], cwd=root).returncode == -9
     assert path.read_text() == "old"
+    others = [tmp_path / f".file.txt.{os.getppid()}.1.tmp", tmp_path / ".file.txt.tmp", tmp_path / "file.txt.1.1.tmp"]
+    ours = [tmp_path / f".file.txt.{os.getpid()}{thread}.tmp" for thread in (".1", "")]
+    for left in others + ours:
+        left.touch()
+    sweep_temporary(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
 def test_files_get_the_users_umask(tmp_path):

@@ -2,13 +2,14 @@
 
 import errno
 import json
+import os
 
 import pytest
 from PIL import Image
 
 from common.errors import UserError
 from common.progress import say, track
-from training.lock import lock_folder
+from training.lock import folders_of_a_run, lock_folder
 from training.run import crossed, duration
 from training.runlog import METRICS, RunLog, log_line, noted, read_metrics
 
@@ -108,6 +109,16 @@ def test_a_folder_takes_one_run_at_a_time(tmp_path):
     with lock_folder(tmp_path), pytest.raises(UserError, match="in use by process"):
         lock_folder(tmp_path)
     lock_folder(tmp_path).close()
+
+
+def test_a_run_removes_what_a_killed_one_was_writing(tmp_path):
+    folders = tmp_path / "checkpoints", tmp_path / "logs"
+    left = [folder / f".file.{os.getpid()}.1.tmp" for folder in folders]
+    for path in left:
+        path.parent.mkdir()
+        path.touch()
+    with folders_of_a_run(*folders):
+        assert not any(path.exists() for path in left)
 
 
 def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch, capsys):
