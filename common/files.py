@@ -57,7 +57,7 @@ def remove_leftovers(path: Path, alone: bool = False) -> None:
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder whose lock the caller has just taken.
+    """Remove the temporary files that killed processes left in a folder that from now on the caller alone writes to.
 
     Those of other living processes stay; our own number is that of a former one: in a container they begin anew.
     """

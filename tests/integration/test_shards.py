@@ -1,6 +1,7 @@
 """Patches in tar shards: the same patches, the same training, and no damage passes unseen."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -79,10 +80,13 @@ def test_webdataset_reads_them(made):
 def test_split_into_many_they_are_numbered_by_split_and_packed_the_same_each_time(made, tmp_path):
     folder, contents = made / "patches", []
     rows = sorted(read_manifest(folder), key=lambda row: row.split)
+    left = tmp_path / "two" / f".train-000000.tar.{os.getpid()}.1.tmp"  # by a killed run
+    left.parent.mkdir()
+    left.touch()
     for name in ("one", "two"):
         shards.write_shards(tmp_path / name, ((row, (folder / row.path).read_bytes()) for row in rows), "digest", 100_000)
         contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / name).glob("*.tar"))})
-    assert contents[0] == contents[1]
+    assert contents[0] == contents[1] and not left.exists()
     assert len(contents[0]) > 4 and {"train-000000.tar", "train-000001.tar", "test-000000.tar"} < set(contents[0])
     index = shards.open_shards(tmp_path / "one")
     assert all(index.content(row.path) == (folder / row.path).read_bytes() for row in rows)
