@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import glob
 import hashlib
 import itertools
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from common.errors import UserError
 
-TEMPORARY = re.compile(r"\..+?\.(\d+)(?:\.\d+)?\.tmp")  # of replacing and the like, with the process's number
+_TEMPORARY = re.compile(r"\..+?\.(\d+)(?:\.\d+)?\.tmp")  # of replacing and the like, with the process's number
 SURELY_LEFT = 600.0  # seconds without a write: a process of another machine may be writing to a shared disk
 
 
@@ -44,38 +43,28 @@ def replacing(path: Path, mode: str = "wb", durable: bool = True) -> Iterator:
         raise
 
 
-def remove_leftovers(path: Path, alone: bool = False) -> None:
-    """Remove the temporary files of ``replacing(path)`` whose processes are gone: a kill leaves them, as large as they were.
+def remove_leftovers(folder: Path, name: str = "*", locked: bool = False, idle: float = 0.0) -> None:
+    """Remove the temporary files of ``replacing`` that killed processes left in ``folder``, as large as the whole ones.
 
-    alone: the caller holds the lock of all who write ``path``, so that every temporary file of it was left.
+    name: of the files that were being written, a glob pattern. Those of living processes stay, and those written to in the last
+    ``idle`` seconds; all go where ``locked``: the caller holds the lock of all who write such files.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name[:200])}.*.tmp"):
-        process = TEMPORARY.fullmatch(leftover.name)
+    for path in folder.glob(f".{name}.*.tmp"):
+        process = _TEMPORARY.fullmatch(path.name)
         with contextlib.suppress(OSError):  # another run may remove it too, or the folder be read-only
-            if alone or (process and _is_gone(int(process[1])) and time.time() - leftover.stat().st_mtime > SURELY_LEFT):
-                leftover.unlink()
-
-
-def sweep_temporary(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder that from now on the caller alone writes to.
-
-    Those of other living processes stay; our own number is that of a former one: in a container they begin anew.
-    """
-    for path in folder.glob(".*.tmp"):
-        process = TEMPORARY.fullmatch(path.name)
-        if process and (int(process[1]) == os.getpid() or _is_gone(int(process[1]))):
-            with contextlib.suppress(OSError):
+            if process and (locked or (_is_gone(int(process[1])) and time.time() - path.stat().st_mtime >= idle)):
                 path.unlink()
 
 
 def _is_gone(process: int) -> bool:
+    """Whether a process's number is nobody's, or ours by now: in a container they begin anew."""
     try:
         os.kill(process, 0)  # asks only whether it is there
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        pass
-    return False
+        return False
+    return process == os.getpid()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.errors import UserError
-from common.files import remove_leftovers, replacing
+from common.files import SURELY_LEFT, remove_leftovers, replacing
 from common.labels import provider_in
 from common.pictures import UNDECODABLE
 from common.progress import say, track
@@ -331,7 +331,7 @@ class PatchDataset(Dataset):
             return
         note = self._cache.with_suffix(".json")
         fingerprint = self._fingerprint()
-        remove_leftovers(self._cache)
+        remove_leftovers(self.folder, self._cache.name, idle=SURELY_LEFT)
         if self._is_current(note, fingerprint, wanted):
             left_out = set(json.loads(note.read_text())["bad"])
             bad = {file.path: self._why_not(file) for file in self.files if file.path in left_out}

@@ -244,7 +244,7 @@ def claim_folder(settings: ExtractSettings, output: Output) -> None:
     What a killed run was in the middle of writing goes.
     """
     for name in (SETTINGS_NAME, FAILED_NAME, manifest.NAME):
-        remove_leftovers(output.here / name, alone=True)
+        remove_leftovers(output.here, name, locked=True)
     found = {"settings": _fixed(settings) | {"max_patches": settings.max_patches}, "versions": _versions()}
     write_text(output.here / SETTINGS_NAME, json.dumps(found, indent=2))
     output.publish()
@@ -428,8 +428,9 @@ class Run:
         if isinstance(folder, Path) and not _can_be_written(folder):
             say(f"warning: {folder} cannot be written, so there are no pictures of slides with their patches")
             return
+        if isinstance(folder, Path):
+            remove_leftovers(folder, locked=True)
         there = files_in(folder)
-        remove([file for name, file in there.items() if name.startswith(".") and name.endswith(".tmp")])  # a killed run's
         for slide_id, job in self.jobs.items():
             known = self.journal.known(slide_id)
             current = known.drawn == _digest(known.cuts) and job.overlay.name in there

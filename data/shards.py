@@ -22,7 +22,7 @@ import numpy as np
 
 from common import storage
 from common.errors import UserError
-from common.files import inside, replacing, sha256, sweep_temporary
+from common.files import inside, remove_leftovers, replacing, sha256
 from common.progress import track
 from common.seeding import derive_seed
 from common.storage import Place, Remote
@@ -148,7 +148,7 @@ def write_shards(target: Place, patches: Iterable[tuple[Patch, bytes]], digest: 
         here = scratch if isinstance(target, Remote) else target
         try:
             here.mkdir(parents=True, exist_ok=True)
-            sweep_temporary(here)  # a killed run's shard is as large as a whole one
+            remove_leftovers(here)  # a killed run's shard is as large as a whole one
             storage.remove([target / NAME])
             written = {}
             with replacing(here / NAME) as file, parquet.ParquetWriter(file, schema) as index:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import UserError
-from common.files import sweep_temporary, take_lock, write_text
+from common.files import remove_leftovers, take_lock, write_text
 from common.progress import say
 from training import checkpoint
 
@@ -51,7 +51,7 @@ def folders_of_a_run(folder: Path, log_folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for each in dict.fromkeys(path.resolve() for path in (folder, log_folder)):
             stack.enter_context(lock_folder(each))
-            sweep_temporary(each)  # checkpoints that a killed run was writing are as large as whole ones
+            remove_leftovers(each)  # checkpoints that a killed run was writing are as large as whole ones
         _claim(log_folder, folder)
         yield
 

@@ -13,7 +13,7 @@ import pytest
 
 from common import cli
 from common.errors import UserError
-from common.files import inside, replacing, sha256, sweep_temporary, write_text
+from common.files import inside, remove_leftovers, replacing, sha256, write_text
 from common.film import write_film
 from common.html import data_uri, render
 from common.pictures import grid, save
@@ -72,7 +72,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     ours = [tmp_path / f".file.txt.{os.getpid()}{thread}.tmp" for thread in (".1", "")]
     for left in others + ours:
         left.touch()
-    sweep_temporary(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
